@@ -1,0 +1,101 @@
+"""Density of sea water from what models store: potential temperature and practical salinity.
+
+TEOS-10 (IOC et al. 2010; Roquet et al. 2015, Ocean Modelling 90, 29) wants Absolute Salinity and
+Conservative Temperature at a sea pressure. At a fixed place Absolute Salinity is exactly affine in practical
+salinity, Baltic included, so the atlas of anomalies (McDougall et al. 2012, Ocean Sci. 8, 1123) is read once
+per cell instead of once per value:
+
+    S_A = slope(lon, lat, p) S_P + offset(lon, lat, p).
+
+Where the atlas has no value (land, south of 86 S, idealised continents) the slope is 35.16504/35 g/kg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gsw
+import numpy as np
+import xarray as xr
+
+from .conventions import bare, check_units, matched, vertical_dim
+
+_Array = np.ndarray[Any, Any]
+
+REFERENCE_SLOPE = 35.16504 / 35
+"""Absolute over practical salinity of standard sea water, g/kg."""
+
+SALINITY_NOTE = (
+    "TEOS-10 atlas of Absolute Salinity anomalies; S_A = 35.16504/35 S_P where the atlas has no value"
+)
+
+
+def sea_pressure(depth: _Array, lat: _Array) -> _Array:
+    """Sea pressure in dbar at `depth` in m, positive down, and latitude in degrees."""
+    return np.asarray(gsw.p_from_z(-depth, lat))
+
+
+def salinity_slope(depth: _Array, lat: _Array, lon: _Array) -> _Array:
+    """Slope of Absolute over practical salinity, g/kg, at depth (m), lat and lon (degrees)."""
+    p = sea_pressure(depth, lat)
+    slope = (gsw.SA_from_SP(35.0, p, lon, lat) - gsw.SA_from_SP(0.0, p, lon, lat)) / 35
+    return np.where(np.isfinite(slope), slope, REFERENCE_SLOPE)
+
+
+def salinity_offset(depth: _Array, lat: _Array, lon: _Array) -> _Array:
+    """Absolute Salinity of water of practical salinity 0, g/kg; zero outside the Baltic."""
+    offset = gsw.SA_from_SP(0.0, sea_pressure(depth, lat), lon, lat)
+    return np.where(np.isfinite(offset), offset, 0.0)
+
+
+def density(theta: _Array, sp: _Array, slope: _Array, offset: _Array, p: _Array) -> _Array:
+    """In-situ density in kg m-3, float64, of potential temperature (degC) and practical salinity."""
+    # float32 density resolves 6e-5 kg m-3, a third of a millimetre over a column of 5 km.
+    sa = slope * sp.astype("f8") + offset
+    return np.asarray(gsw.rho(sa, gsw.CT_from_pt(sa, theta.astype("f8")), p))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the cells are, as far as density depends on it: (lev, lat|y, lon|x), lazy for lazy fields."""
+
+    slope: xr.DataArray
+    offset: xr.DataArray
+    pressure: xr.DataArray
+
+    @classmethod
+    def of(cls, field: xr.DataArray) -> Place:
+        """Return the place of `field` (…, lev, lat|y, lon|x); ValueError without lev, lat and lon."""
+        dim = vertical_dim(field)
+        missing = [name for name in (dim, "lat", "lon") if name not in field.coords]
+        if missing:
+            raise ValueError(
+                f"density needs the coordinates {missing}: assign lev in m, lat and lon in degrees"
+            )
+        depth = bare(field[dim].astype("f8"))
+        if bool((depth < 0).any()):
+            raise ValueError(
+                f"{dim!r} must be depth in m, positive down, got {depth.values[:3]}…: change its sign"
+            )
+        where = [matched(field, depth), matched(field, field["lat"]), matched(field, field["lon"])]
+        return cls(
+            slope=_blockwise(salinity_slope, *where),
+            offset=_blockwise(salinity_offset, *where),
+            pressure=_blockwise(sea_pressure, *where[:2]),
+        )
+
+    def density(self, theta: xr.DataArray, sp: xr.DataArray) -> xr.DataArray:
+        """In-situ density in kg m-3 of potential temperature and practical salinity at this place."""
+        return _blockwise(density, bare(theta), matched(theta, sp), self.slope, self.offset, self.pressure)
+
+
+def check_water(theta: xr.DataArray, sp: xr.DataArray) -> None:
+    """Raise ValueError unless `theta` is in degC and `sp` a practical salinity."""
+    check_units(theta, "degC")
+    check_units(sp, "0.001")
+
+
+def _blockwise(function: Any, *fields: xr.DataArray) -> xr.DataArray:
+    result: xr.DataArray = xr.apply_ufunc(function, *fields, dask="parallelized", output_dtypes=["f8"])
+    return result

@@ -1,0 +1,178 @@
+"""Sea level: steric height with its parts, its global mean, and the dynamic part.
+
+Local steric height relative to a reference state, in the form of a Boussinesq model or by specific volume v:
+
+    boussinesq   eta = -(1/rho0) sum_k [rho(theta, S) - rho_ref] dz_k      (Griffies & Greatbatch 2012)
+    specvol      eta = sum_k [v(theta, S) / v_ref - 1] dz_k                 (Gill & Niiler 1973)
+
+which differ by 0.8 % near the surface. The thermosteric part keeps S at the reference, the halosteric part
+theta; what the two leave is returned as the residual. A Boussinesq model keeps its volume, so its global mean
+is computed from the mean density over the volume V and the ocean area A (Griffies et al. 2016, Geosci. Model
+Dev. 9, 3231, appendix H):
+
+    eta_g = (V / A) ln(rho_ref / rho),   rho = sum(rho V) / sum(V).
+
+The global halosteric part is not a rise of the sea where fresh water was added (Gregory et al. 2019, Surv.
+Geophys. 40, 1251). Millimetres are 3e-7 of a column's density, hence float64 throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .conventions import (
+    RHO0,
+    area_mean,
+    area_of,
+    bare,
+    check_units,
+    described,
+    horizontal_dims,
+    matched,
+    thickness_within,
+    vertical_dim,
+)
+from .eos import SALINITY_NOTE, Place, check_water
+
+_Rise = Callable[[xr.DataArray, xr.DataArray], xr.DataArray]
+
+_NAMES = {
+    "steric": "steric_change_in_sea_surface_height",
+    "thermosteric": "thermosteric_change_in_sea_surface_height",
+    "halosteric": "halosteric_change_in_sea_surface_height",
+}
+_GLOBAL_NAMES = {
+    "steric": "global_average_steric_sea_level_change",
+    "thermosteric": "global_average_thermosteric_sea_level_change",
+}
+
+
+def steric(
+    thetao: xr.DataArray,
+    so: xr.DataArray,
+    *,
+    reference: xr.Dataset,
+    form: str = "boussinesq",
+    parts: bool = True,
+    depth: tuple[float, float] = (0.0, np.inf),
+    dz: xr.DataArray | None = None,
+    rho0: float = RHO0,
+) -> xr.Dataset:
+    """Local steric height relative to a reference state.
+
+    `thetao` (…, lev, lat|y, lon|x), potential temperature in degC; `so` alike, practical salinity;
+    `reference`, a Dataset with thetao and so without time, such as `ds.isel(time=slice(73)).mean("time",
+    keep_attrs=True)`; `form` "boussinesq" or "specvol"; `parts=False` computes the sum only, in half the
+    time; `depth`, `dz`, in m, as `heat_content`; `rho0` in kg m-3 (boussinesq only). Returns steric,
+    thermosteric, halosteric and residual (…, lat|y, lon|x) in m, float64, lazy for lazy input, NaN on land.
+    Raises ValueError for an unknown form, other units, a reference that varies in time or lies elsewhere.
+    """
+    forms: Mapping[str, _Rise] = {
+        "boussinesq": lambda rho, rho_ref: (rho_ref - rho) / rho0,
+        "specvol": lambda rho, rho_ref: rho_ref / rho - 1,
+    }
+    if form not in forms:
+        raise ValueError(f"form must be one of {sorted(forms)}, got {form!r}")
+    densities = _densities(thetao, so, reference, parts=parts)
+    thickness = thickness_within(thetao, depth=depth, dz=dz)
+    thickness = thickness.where(thickness > 0)
+
+    def height(rho: xr.DataArray, rho_ref: xr.DataArray) -> xr.DataArray:
+        return (forms[form](rho, rho_ref) * thickness).sum(vertical_dim(rho), min_count=1)
+
+    constants = {"form": form, "reference_density": rho0} if form == "boussinesq" else {"form": form}
+    return _heights(densities, height, _NAMES, {**constants, "depth_range": list(depth)})
+
+
+def global_steric(
+    thetao: xr.DataArray,
+    so: xr.DataArray,
+    *,
+    reference: xr.Dataset,
+    area: xr.DataArray | None = None,
+    parts: bool = True,
+    depth: tuple[float, float] = (0.0, np.inf),
+    dz: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """Global mean steric height relative to a reference state, by the mean density of the volume.
+
+    Arguments as `steric`, with `area` (lat|y, lon|x) in m2, by default `area_of(thetao)`. The volume is that
+    of the cells wet in both states. Returns steric, thermosteric, halosteric and residual (…) in m, float64.
+    """
+    densities = _densities(thetao, so, reference, parts=parts)
+    dims = [vertical_dim(thetao), *horizontal_dims(thetao)]
+    thickness = thickness_within(thetao, depth=depth, dz=dz)
+    area = matched(thetao, area_of(thetao) if area is None else area).astype("f8")
+
+    def height(rho: xr.DataArray, rho_ref: xr.DataArray) -> xr.DataArray:
+        wet = rho.notnull() & rho_ref.notnull()
+        cells = thickness * area
+        volume = (wet * cells).sum(dims)
+        mass, mass_ref = ((cells * x.where(wet)).sum(dims, min_count=1) for x in (rho, rho_ref))
+        surface = ((wet & (thickness > 0)).any(dims[0]) * area).sum(dims[1:])
+        rise: xr.DataArray = volume / surface * np.log(mass_ref / mass)
+        return rise
+
+    return _heights(
+        densities, height, _GLOBAL_NAMES, {"form": "logarithm of mean density", "depth_range": list(depth)}
+    )
+
+
+def _densities(
+    thetao: xr.DataArray, so: xr.DataArray, reference: xr.Dataset, *, parts: bool
+) -> dict[str, xr.DataArray]:
+    """Densities of the state, of the reference and, for the parts, of the two mixed states."""
+    if missing := {"thetao", "so"} - set(reference.data_vars):
+        raise ValueError(f"reference must be a Dataset with thetao and so, it lacks {sorted(missing)}")
+    check_water(thetao, so)
+    check_water(reference["thetao"], reference["so"])
+    if extra := {d for d in reference["thetao"].dims if d not in thetao.dims or d == "time"}:
+        raise ValueError(
+            f"reference must not vary along {sorted(map(str, extra))}: take .mean(…, keep_attrs=True) first"
+        )
+    place = Place.of(thetao)
+    theta, theta_ref = bare(thetao), matched(thetao, reference["thetao"])
+    sp, sp_ref = matched(thetao, so), matched(thetao, reference["so"])
+    result = {"reference": place.density(theta_ref, sp_ref), "steric": place.density(theta, sp)}
+    if parts:
+        result["thermosteric"] = place.density(theta, sp_ref)
+        result["halosteric"] = place.density(theta_ref, sp)
+    return {
+        name: rho.assign_coords(thetao.coords) if set(rho.dims) == set(thetao.dims) else rho
+        for name, rho in result.items()
+    }
+
+
+def _heights(
+    densities: dict[str, xr.DataArray],
+    height: _Rise,
+    standard_names: Mapping[str, str],
+    attrs: dict[str, Any],
+) -> xr.Dataset:
+    states = dict(densities)
+    rho_ref = states.pop("reference")
+    heights = {name: height(rho, rho_ref) for name, rho in states.items()}
+    if "halosteric" in heights:
+        heights["residual"] = heights["steric"] - heights["thermosteric"] - heights["halosteric"]
+    for name, values in heights.items():
+        named = {"standard_name": standard_names[name]} if name in standard_names else {}
+        heights[name] = described(values, name, units="m", long_name=f"{name} height", **named)
+    return xr.Dataset(
+        heights, attrs={**attrs, "equation_of_state": "TEOS-10", "absolute_salinity": SALINITY_NOTE}
+    )
+
+
+def dynamic_sea_level(zos: xr.DataArray, *, area: xr.DataArray | None = None) -> xr.DataArray:
+    """Sea surface height without its ocean mean at each time, m, as CMIP defines `zos`.
+
+    `zos` (…, lat|y, lon|x) in m, NaN on land; `area` in m2, by default `area_of(zos)`. Returns the same
+    shape, float64. Raises ValueError for other units. Griffies et al. 2016, appendix H.
+    """
+    check_units(zos, "m")
+    result = zos - bare(area_mean(zos, area))
+    naming = {"standard_name": "sea_surface_height_above_geoid", "comment": "ocean mean removed at each time"}
+    return described(result, "zos", **{**zos.attrs, **naming})

@@ -1,0 +1,209 @@
+"""How good a forecast is, and how honest its spread.
+
+With M members x_i, observation y and <> the (weighted) mean over `dim`:
+
+    CRPS    = <1/M sum|x_i - y| - c/2 sum|x_i - x_j|>,  c = 1/M^2, or 1/(M(M-1)) if fair    (Ferro 2014)
+    spread  = <var_i x>^1/2 (M-1 in the variance),   error = <(mean_i x - y)^2>^1/2
+    ratio   = ((M+1)/M)^1/2 spread / error = 1 for a reliable ensemble                   (Fortin et al. 2014)
+    rank    = number of members below y, flat if y is like a member                         (Hamill 2001)
+    RMSE    = <(x - y)^2>^1/2,   bias = <x - y>,   variance ratio = <var_t x> / <var_t y>
+
+Variances are averaged before roots and quotients. An ensemble's plain CRPS is (1 + 1/M) times the CRPS of its
+distribution: compare ensembles of different size by the fair one only. Observations come first, as in
+xskillscore; NaN (land, gaps) in either is left out of every mean, in both alike. Ferro 2014, QJRMS 140, 1917;
+Fortin et al. 2014, J. Hydrometeorol. 15, 1708; Hamill 2001, Mon. Weather Rev. 129, 550.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from . import kernels
+from .conventions import bare, described, horizontal_dims, matched, same_units, weighted_mean
+
+_Array = np.ndarray[Any, Any]
+Dims = str | Iterable[str] | None
+
+
+def reduced(dim: Dims, field: xr.DataArray) -> list[str]:
+    """Dimensions to average over: all those of `field` for None."""
+    dims = [str(d) for d in field.dims] if dim is None else [dim] if isinstance(dim, str) else list(dim)
+    if missing := set(dims) - set(field.dims):
+        raise ValueError(
+            f"dim has {sorted(missing)}, which the observations {field.dims} lack: choose among these"
+        )
+    return dims
+
+
+def paired(obs: xr.DataArray, ens: xr.DataArray, member_dim: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """Observations and members on the same places, all members of a place in one chunk."""
+    if member_dim not in ens.dims or member_dim in obs.dims:
+        raise ValueError(
+            f"the ensemble must have and the observations must not have the dimension {member_dim!r}: got "
+            f"{ens.dims} and {obs.dims}; name it with member_dim="
+        )
+    if set(obs.dims) != set(ens.dims) - {member_dim}:
+        raise ValueError(
+            f"observations {obs.dims} must have the ensemble's dimensions {ens.dims} without {member_dim!r}: "
+            "select or broadcast first"
+        )
+    same_units(obs, ens)
+    if len(ens.variable.chunksizes.get(member_dim, ())) > 1:
+        # "auto" splits the other dimensions where joining the members would make huge chunks.
+        ens = ens.chunk({d: -1 if d == member_dim else "auto" for d in ens.dims})
+    places = ens.isel({member_dim: 0}, drop=True)
+    return matched(places, obs).transpose(*places.dims), ens
+
+
+def over_members(function: Any, obs: xr.DataArray, ens: xr.DataArray, member_dim: str, **options: Any) -> Any:
+    """Apply function(members (member, point), obs (point)) -> (point) at each place."""
+
+    def block(y: _Array, x: _Array) -> Any:
+        # xarray moved the members last as a view; first is how they lie in memory.
+        x = np.moveaxis(x, -1, 0)
+        out = function(x.reshape(len(x), -1), y.reshape(-1))
+        return tuple(o.reshape(y.shape) for o in out) if isinstance(out, tuple) else out.reshape(y.shape)
+
+    return xr.apply_ufunc(
+        block, obs, bare(ens), input_core_dims=[[], [member_dim]], dask="parallelized", **options
+    )
+
+
+def crps_ensemble(
+    obs: xr.DataArray,
+    ens: xr.DataArray,
+    *,
+    member_dim: str = "member",
+    dim: Dims = None,
+    fair: bool = False,
+    weights: xr.DataArray | None = None,
+    skipna: bool = False,
+) -> xr.DataArray:
+    """Continuous ranked probability score of an ensemble, in the units of the field; 0 is perfect.
+
+    `obs` (…) and `ens` (member, …) with the same other dimensions and units; `dim` to average over, all by
+    default, `()` for a map; `fair` for the score of the distribution that M members sample; `weights` (…) as
+    an area; `skipna` to score each place with the members that are there, else a missing member leaves the
+    place out. Returns the dimensions that are left; lazy for lazy input, which may be chunked at will. Raises
+    ValueError for dimensions, coordinates or units that differ, and for fair with one member.
+    """
+    y, x = paired(obs, ens, member_dim)
+    dims = reduced(dim, y)
+    if fair and x.sizes[member_dim] < 2:
+        raise ValueError("a fair CRPS needs at least two members, got 1: use fair=False (absolute error)")
+    if not np.issubdtype(x.dtype, np.floating):
+        x = x.astype("f8")
+
+    def score(members: _Array, observed: _Array) -> _Array:
+        return kernels.crps(members, observed, fair=fair, skipna=skipna)
+
+    values = over_members(score, y, x, member_dim, output_dtypes=[x.dtype]).assign_coords(obs.coords)
+    result = weighted_mean(values, weights, dim=dims) if dims else values
+    name = "fair CRPS" if fair else "CRPS"
+    return described(result, "crps", **_units(obs, ens), long_name=name, members=x.sizes[member_dim])
+
+
+def _units(*fields: xr.DataArray) -> dict[str, Any]:
+    return next(({"units": f.attrs["units"]} for f in fields if "units" in f.attrs), {})
+
+
+def spread_error(
+    obs: xr.DataArray,
+    ens: xr.DataArray,
+    *,
+    member_dim: str = "member",
+    dim: Dims = None,
+    weights: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """Spread of the ensemble, error of its mean, and their ratio corrected for the number of members.
+
+    Arguments as `crps_ensemble`. Returns spread, error (units of the field) and ratio (1 for a reliable
+    ensemble, less if overconfident) over the dimensions that are left. Observation error is part of `error`:
+    add its variance to spread squared for real observations. Raises ValueError as `crps_ensemble`, and for
+    one member.
+    """
+    y, x = paired(obs, ens, member_dim)
+    dims = reduced(dim, y)
+    n = x.sizes[member_dim]
+    if n < 2:
+        raise ValueError(f"a spread needs at least two members along {member_dim!r}, got {n}")
+    x = bare(x).astype("f8")
+    mean = x.mean(member_dim, skipna=False)
+    squared_error = (mean - y) ** 2
+    # One mask for both, or spread and error would be of different places.
+    variance = (((x - mean) ** 2).sum(member_dim, skipna=False) / (n - 1)).where(squared_error.notnull())
+    spread, error = (weighted_mean(v, weights, dim=dims) ** 0.5 for v in (variance, squared_error))
+    ratio = ((n + 1) / n) ** 0.5 * spread / error
+    about = {"units": "1", "long_name": "spread over error, corrected for the number of members"}
+    result = {
+        "spread": described(spread, "spread", **_units(obs, ens), long_name="ensemble spread"),
+        "error": described(error, "error", **_units(obs, ens), long_name="error of the ensemble mean"),
+        "ratio": described(ratio, "ratio", **about),
+    }
+    return xr.Dataset(result, attrs={"members": n})
+
+
+def rmse(
+    obs: xr.DataArray, forecast: xr.DataArray, *, dim: Dims = None, weights: xr.DataArray | None = None
+) -> xr.DataArray:
+    """Root mean square difference, the root taken after all averaging.
+
+    `obs` (…) and `forecast` (…), which may have more dimensions (member, lead), kept; `dim` to average over,
+    by default all those of `obs`; `weights` as an area. Returns what is left, in the units of the field.
+    """
+    squares = _difference(obs, forecast) ** 2
+    result = weighted_mean(squares, weights, dim=reduced(dim, obs)) ** 0.5
+    return described(result, "rmse", **_units(obs, forecast), long_name="root mean square error")
+
+
+def bias(
+    obs: xr.DataArray, forecast: xr.DataArray, *, dim: Dims = None, weights: xr.DataArray | None = None
+) -> xr.DataArray:
+    """Mean of forecast minus observation; arguments and result as `rmse`."""
+    result = weighted_mean(_difference(obs, forecast), weights, dim=reduced(dim, obs))
+    return described(result, "bias", **_units(obs, forecast), long_name="mean error")
+
+
+def _difference(obs: xr.DataArray, forecast: xr.DataArray) -> xr.DataArray:
+    if missing := set(obs.dims) - set(forecast.dims):
+        raise ValueError(f"the forecast {forecast.dims} lacks the observations' {sorted(map(str, missing))}")
+    same_units(obs, forecast)
+    return bare(forecast).astype("f8") - matched(forecast, obs)
+
+
+def variance_ratio(
+    model: xr.DataArray,
+    reference: xr.DataArray,
+    *,
+    dim: str = "time",
+    over: Dims = None,
+    weights: xr.DataArray | None = None,
+) -> xr.DataArray:
+    """Variance along `dim` of a model over that of a reference: below 1 the model is too quiet.
+
+    `model` (…, time, …), `reference` without the model's member; `over`, dimensions over which both variances
+    are averaged before the quotient, by default the horizontal ones; `weights` as an area. Returns what is
+    left, one value per member. The times may differ, the places not.
+
+    Traps: remove the climatology and trend first (an annual cycle of amplitude 4 in both turns a ratio of
+    0.25 into 0.92); never use an ensemble mean, whose variance falls to 1/M; a mean of ratios of n samples is
+    too large by (n - 1)/(n - 3), which is why variances are averaged first. Raises ValueError for dimensions,
+    coordinates or units that differ.
+    """
+    for field in (model, reference):
+        if dim not in field.dims or field.sizes[dim] < 2:
+            raise ValueError(f"variances need two values along {dim!r}, got dimensions {dict(field.sizes)}")
+    if missing := set(reference.dims) - set(model.dims):
+        raise ValueError(f"the model {model.dims} lacks the reference's {sorted(map(str, missing))}")
+    same_units(model, reference)
+    ours, theirs = (bare(f).astype("f8").var(dim, ddof=1, skipna=False) for f in (model, reference))
+    theirs = matched(ours, theirs)
+    # Only places that both have, or the two means would be of different seas.
+    ours, theirs = ours.where(theirs.notnull()), theirs.where(ours.notnull())
+    dims = list(horizontal_dims(ours)) if over is None else reduced(over, ours)
+    ratio = weighted_mean(ours, weights, dim=dims) / weighted_mean(theirs, weights, dim=dims)
+    return described(ratio, "variance_ratio", units="1", long_name=f"ratio of variances along {dim}")

@@ -1,0 +1,112 @@
+"""The names of things: CF/CMIP variables, their units, and the aliases and units that are accepted on input.
+
+One table for the whole package. A variable that is not in it may still be used; it is then stored
+with the attributes it came with. References: CF conventions 1.11, CMIP6 data request.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import xarray as xr
+
+
+@dataclass(frozen=True)
+class Variable:
+    """CF attributes of a variable; `standard_name` is empty where CF has none."""
+
+    units: str
+    standard_name: str
+    long_name: str
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """The attributes as written to a store."""
+        named = {"standard_name": self.standard_name} if self.standard_name else {}
+        return {**named, "long_name": self.long_name, "units": self.units}
+
+
+VARIABLES: dict[str, Variable] = {
+    "thetao": Variable("degC", "sea_water_potential_temperature", "potential temperature"),
+    "so": Variable("0.001", "sea_water_salinity", "salinity"),
+    "uo": Variable("m s-1", "sea_water_x_velocity", "zonal velocity"),
+    "vo": Variable("m s-1", "sea_water_y_velocity", "meridional velocity"),
+    "zos": Variable("m", "sea_surface_height_above_geoid", "sea surface height"),
+    "tos": Variable("degC", "sea_surface_temperature", "sea surface temperature"),
+    "tauuo": Variable("N m-2", "surface_downward_x_stress", "zonal wind stress on the ocean"),
+    "tauvo": Variable("N m-2", "surface_downward_y_stress", "meridional wind stress on the ocean"),
+    "hfds": Variable("W m-2", "surface_downward_heat_flux_in_sea_water", "net heat flux into the ocean"),
+    "hfds_anomalies": Variable("W m-2", "", "net heat flux minus its day-of-year climatology"),
+    "hfatm": Variable("W m-2", "", "heat flux into the ocean if its surface had the reference temperature"),
+    "wfo": Variable("kg m-2 s-1", "water_flux_into_sea_water", "water flux into the ocean"),
+    "siconc": Variable("1", "sea_ice_area_fraction", "sea-ice concentration"),
+    "sithick": Variable("m", "sea_ice_thickness", "sea-ice thickness"),
+    "siu": Variable("m s-1", "sea_ice_x_velocity", "zonal sea-ice velocity"),
+    "siv": Variable("m s-1", "sea_ice_y_velocity", "meridional sea-ice velocity"),
+    "sisnthick": Variable("m", "surface_snow_thickness", "snow thickness on sea ice"),
+}
+
+ALIASES: dict[str, str] = {"sit": "sithick", "sic": "siconc", "snt": "sisnthick", "HI": "sithick"}
+
+# Canonical units -> the other spellings of the same unit, and conversions (factor, offset) from others.
+_SPELLINGS: dict[str, set[str]] = {
+    "degC": {"degC", "°C", "C", "Celsius", "celsius", "degree_C", "degrees_C", "degree_Celsius", "deg_C"},
+    "0.001": {"0.001", "1e-3", "psu", "PSU", "g kg-1", "g/kg", "PSS-78", "practical salinity units"},
+    "m s-1": {"m s-1", "m/s", "m s^-1", "m s**-1", "m.s-1"},
+    "m": {"m", "meter", "meters", "metre", "metres"},
+    "N m-2": {"N m-2", "N/m2", "N m^-2", "Pa", "pascal"},
+    "W m-2": {"W m-2", "W/m2", "W m^-2", "W/m^2", "watt/m^2"},
+    "kg m-2 s-1": {"kg m-2 s-1", "kg/m2/s", "kg m^-2 s^-1"},
+    "1": {"1", "", "fraction"},
+}
+_CONVERSIONS: dict[tuple[str, str], tuple[float, float]] = {
+    ("K", "degC"): (1.0, -273.15),
+    ("kelvin", "degC"): (1.0, -273.15),
+    ("cm", "m"): (0.01, 0.0),
+    ("mm", "m"): (0.001, 0.0),
+    ("cm s-1", "m s-1"): (0.01, 0.0),
+    ("cm/s", "m s-1"): (0.01, 0.0),
+    ("%", "1"): (0.01, 0.0),
+    ("dyn cm-2", "N m-2"): (0.1, 0.0),
+}
+
+_FLAT = re.compile(r"^(?P<name>[a-z]+)_(?:lev_)?(?P<level>\d+(?:_\d+)?)$")
+
+
+class UnitsError(ValueError):
+    """A variable came in units that are not known for it."""
+
+
+def attributes(name: str) -> dict[str, str]:
+    """CF attributes of a variable, empty for a name that is not in the table."""
+    return VARIABLES[name].attrs if name in VARIABLES else {}
+
+
+def flat_name(name: str) -> tuple[str, str] | None:
+    """Split `thetao_3` or `thetao_lev_2_5` into (`thetao`, level label); None for any other name."""
+    match = _FLAT.match(name)
+    if match is None or match["name"] not in VARIABLES:
+        return None
+    return match["name"], match["level"]
+
+
+def to_canonical_units(array: xr.DataArray, name: str) -> xr.DataArray:
+    """The array in the units of the table; lazy in, lazy out.
+
+    An array without a `units` attribute is taken to be in the table's units, as the public OM4
+    stores are. Raises UnitsError, naming the variable, for units that are not known.
+    """
+    variable, came = VARIABLES.get(name), array.attrs.get("units")
+    if variable is None or came is None or str(came) in _SPELLINGS.get(variable.units, {variable.units}):
+        return array
+    conversion = _CONVERSIONS.get((str(came), variable.units))
+    if conversion is None:
+        known = sorted(u for u, wanted in _CONVERSIONS if wanted == variable.units)
+        raise UnitsError(
+            f"{name}: wanted units {variable.units!r}"
+            + (f" (or {', '.join(known)}, converted)" if known else "")
+            + f", got {came!r}; convert the data or correct its `units` attribute"
+        )
+    factor, offset = conversion
+    return (array * factor + offset).assign_attrs({**array.attrs, "units": variable.units})

@@ -1,0 +1,17 @@
+"""Ensembles: perturb a state, roll an emulator out, record what comes."""
+
+from .perturb import Correlated, Perturbation, White, perturb
+from .record import StoreExistsError, record, states_of
+from .rollout import rollout, trajectory
+
+__all__ = [
+    "Correlated",
+    "Perturbation",
+    "StoreExistsError",
+    "White",
+    "perturb",
+    "record",
+    "rollout",
+    "states_of",
+    "trajectory",
+]
