@@ -216,7 +216,8 @@ def _overlap(
     bottom = np.cumsum(dz, axis=-1)
     top = bottom - dz
     # Partial cells may end above their nominal level, so only a column common to all places can be checked.
-    if dz.ndim == 1 and lev is not None and np.any((lev < top - 1e-3 * dz) | (lev > bottom + 1e-3 * dz)):
+    # Levels whose upper neighbours were dropped lie too deep in the layers that are left.
+    if dz.ndim == 1 and lev is not None and np.any((lev < top - 1e-3 * dz) | (lev > top + 0.75 * dz)):
         raise ValueError(
             "thicknesses must be stacked from the surface downwards, each level in its layer, but the levels "
             f"{lev} do not lie in the layers that end at {bottom}: give all layers and select with depth="

@@ -72,8 +72,8 @@ def steric(
     Raises ValueError for an unknown form, other units, a reference that varies in time or lies elsewhere.
     """
     forms: Mapping[str, _Rise] = {
-        "boussinesq": lambda rho, rho_ref: (rho_ref - rho) / rho0,
-        "specvol": lambda rho, rho_ref: rho_ref / rho - 1,
+        "boussinesq": lambda rho, rho_ref: (rho - rho_ref) / -rho0,
+        "specvol": lambda rho, rho_ref: (rho - rho_ref) / -rho,
     }
     if form not in forms:
         raise ValueError(f"form must be one of {sorted(forms)}, got {form!r}")
@@ -140,7 +140,9 @@ def _densities(
     result = {"reference": place.density(theta_ref, sp_ref), "steric": place.density(theta, sp)}
     if parts:
         result["thermosteric"] = place.density(theta, sp_ref)
-        result["halosteric"] = place.density(theta_ref, sp)
+        # The first operand sets the order of dimensions, so the reference is spread (as a view) over them.
+        spread = theta_ref.broadcast_like(theta).transpose(*theta.dims)
+        result["halosteric"] = place.density(spread, sp)
     return {
         name: rho.assign_coords(thetao.coords) if set(rho.dims) == set(thetao.dims) else rho
         for name, rho in result.items()

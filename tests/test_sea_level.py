@@ -61,7 +61,8 @@ def start_of(ds):
 @pytest.mark.parametrize(
     ("metres", "form", "warm", "salt"),
     [
-        (100, "specvol", 0.017263302, None), (1000, "specvol", 0.181615196, None), (4000, "specvol", 0.840948397, None),
+        (100, "specvol", 0.017263302, None), (1000, "specvol", 0.181615196, None),
+        (4000, "specvol", 0.840948397, None),
         (100, "boussinesq", 0.017129897, None), (1000, "boussinesq", 0.180572532, None),
         (4000, "boussinesq", 0.841844588, None), (100, "specvol", None, -0.075255),
         (1000, "specvol", None, -0.747715), (4000, "specvol", None, -2.929250),
@@ -194,7 +195,7 @@ def test_errors_name_what_is_wrong():
     first = start_of(ds)
     with pytest.raises(ValueError, match="'boussinesq', 'specvol'"):
         steric(ds.thetao, ds.so, reference=first, form="wright")
-    with pytest.raises(ValueError, match="'so' must be in '0.001'"):
+    with pytest.raises(ValueError, match=r"'so' must be in '0\.001'"):
         steric(ds.thetao, ds.so.assign_attrs(units="kg m-3"), reference=first)
     with pytest.raises(ValueError, match="must not vary along \\['time'\\]"):
         steric(ds.thetao, ds.so, reference=ds.isel(member=0, drop=True))
