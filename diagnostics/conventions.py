@@ -91,9 +91,7 @@ def horizontal_dims(obj: xr.DataArray | xr.Dataset) -> tuple[str, str]:
     for pair in _HORIZONTAL:
         if set(pair) <= set(obj.dims):
             return pair
-    raise ValueError(
-        f"no horizontal dimensions among {tuple(obj.dims)}: rename yours to ('lat', 'lon') or ('y', 'x')"
-    )
+    raise ValueError(f"no horizontal dimensions among {tuple(obj.dims)}: rename yours to ('lat', 'lon') or ('y', 'x')")
 
 
 def vertical_dim(obj: xr.DataArray | xr.Dataset) -> str:
@@ -137,7 +135,8 @@ def matched(field: xr.DataArray, other: xr.DataArray, *, exclude: Iterable[Hasha
     return other.chunk({d: chunks[d] for d in other.dims if d in chunks and d not in set(exclude)})
 
 
-def _coordinate(obj: xr.DataArray | xr.Dataset, *names: str) -> xr.DataArray | None:
+def coordinate(obj: xr.DataArray | xr.Dataset, *names: str) -> xr.DataArray | None:
+    """Return the first of the named coordinates (or a Dataset's variables) that is there."""
     found = (name for name in names if name in obj.coords or (isinstance(obj, xr.Dataset) and name in obj))
     name = next(found, None)
     return None if name is None else obj[name]
@@ -162,23 +161,21 @@ def area_of(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
     `lat_bnds`, `lon_bnds` of a Dataset; otherwise edges lie half-way and stop at the poles). ValueError if
     only 2-D lat and lon are known: areas of a curvilinear grid are the model's to say.
     """
-    area = _coordinate(obj, "areacello")
+    area = coordinate(obj, "areacello")
     if area is not None:
         check_units(area, "m2")
         return bare(area)
-    lat, lon = _coordinate(obj, "lat", "latitude"), _coordinate(obj, "lon", "longitude")
+    lat, lon = coordinate(obj, "lat", "latitude"), coordinate(obj, "lon", "longitude")
     if lat is None or lon is None or lat.ndim != 1 or lon.ndim != 1:
         raise ValueError(
             "cell areas need `areacello` (m2) or one-dimensional lat and lon: assign areacello as coordinate"
         )
-    south_north = np.clip(_edges(lat, _coordinate(obj, f"{lat.name}_bnds")), -90, 90)
-    east_west = _edges(lon.copy(data=np.unwrap(lon.data, period=360)), _coordinate(obj, f"{lon.name}_bnds"))
+    south_north = np.clip(_edges(lat, coordinate(obj, f"{lat.name}_bnds")), -90, 90)
+    east_west = _edges(lon.copy(data=np.unwrap(lon.data, period=360)), coordinate(obj, f"{lon.name}_bnds"))
     band = np.abs(np.diff(np.sin(np.deg2rad(south_north)), axis=1))
     width = np.abs(np.diff(np.deg2rad(east_west), axis=1))
     attrs = {"units": "m2", "standard_name": "cell_area", "earth_radius": EARTH_RADIUS}
-    area = xr.DataArray(
-        EARTH_RADIUS**2 * band * width.T, dims=(*lat.dims, *lon.dims), attrs=attrs, name="areacello"
-    )
+    area = xr.DataArray(EARTH_RADIUS**2 * band * width.T, dims=(*lat.dims, *lon.dims), attrs=attrs, name="areacello")
     return area.assign_coords({d: obj.indexes[d] for d in area.dims if d in obj.indexes})
 
 
@@ -187,15 +184,13 @@ def thickness_of(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
 
     Raises ValueError if none is there: thicknesses guessed from level centres are wrong on stretched levels.
     """
-    thickness = _coordinate(obj, "dz", "thkcello")
+    thickness = coordinate(obj, "dz", "thkcello")
     if thickness is not None:
         check_units(thickness, "m")
         return bare(thickness)
     dim = vertical_dim(obj)
     bounds = (
-        _coordinate(obj, str(obj[dim].attrs.get("bounds", f"{dim}_bnds")), "lev_bnds")
-        if dim in obj.coords
-        else None
+        coordinate(obj, str(obj[dim].attrs.get("bounds", f"{dim}_bnds")), "lev_bnds") if dim in obj.coords else None
     )
     if bounds is None:
         name = _name(obj) if isinstance(obj, xr.DataArray) else "the dataset"
@@ -254,9 +249,7 @@ def thickness_within(
     return matched(field, result)
 
 
-def weighted_mean(
-    field: xr.DataArray, weights: xr.DataArray | None, *, dim: Iterable[Hashable]
-) -> xr.DataArray:
+def weighted_mean(field: xr.DataArray, weights: xr.DataArray | None, *, dim: Iterable[Hashable]) -> xr.DataArray:
     """Mean over `dim` of the finite values, with `weights` on a subset of the field's dimensions, in float64.
 
     Keeps attrs. Where nothing is finite the mean is NaN. Raises ValueError if the weights have a dimension
@@ -266,9 +259,7 @@ def weighted_mean(
     if weights is None:
         return field.astype("f8").mean(dims, skipna=True, keep_attrs=True)
     if not set(weights.dims) <= set(field.dims):
-        raise ValueError(
-            f"weights {weights.dims} have dimensions that {_name(field)} {field.dims} lacks: reduce them"
-        )
+        raise ValueError(f"weights {weights.dims} have dimensions that {_name(field)} {field.dims} lacks: reduce them")
     weights = matched(field, weights).astype("f8").fillna(0)
     total = (field.fillna(0) * weights).sum(dims)
     wet = (field.notnull() * weights).sum(dims)

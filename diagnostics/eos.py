@@ -19,16 +19,14 @@ import gsw
 import numpy as np
 import xarray as xr
 
-from .conventions import bare, check_units, matched, vertical_dim
+from .conventions import bare, check_units, coordinate, matched, vertical_dim
 
 _Array = np.ndarray[Any, Any]
 
 REFERENCE_SLOPE = 35.16504 / 35
 """Absolute over practical salinity of standard sea water, g/kg."""
 
-SALINITY_NOTE = (
-    "TEOS-10 atlas of Absolute Salinity anomalies; S_A = 35.16504/35 S_P where the atlas has no value"
-)
+SALINITY_NOTE = "TEOS-10 atlas of Absolute Salinity anomalies; S_A = 35.16504/35 S_P where the atlas has no value"
 
 
 def sea_pressure(depth: _Array, lat: _Array) -> _Array:
@@ -68,17 +66,15 @@ class Place:
     def of(cls, field: xr.DataArray) -> Place:
         """Return the place of `field` (…, lev, lat|y, lon|x); ValueError without lev, lat and lon."""
         dim = vertical_dim(field)
-        missing = [name for name in (dim, "lat", "lon") if name not in field.coords]
-        if missing:
+        lev = coordinate(field, dim)
+        lat, lon = coordinate(field, "lat", "latitude"), coordinate(field, "lon", "longitude")
+        if lev is None or lat is None or lon is None:
             raise ValueError(
-                f"density needs the coordinates {missing}: assign lev in m, lat and lon in degrees"
+                f"density needs the coordinates {dim!r} (m), lat and lon (degrees), got {list(field.coords)}: assign them"
             )
-        depth = bare(field[dim].astype("f8"))
-        if bool((depth < 0).any()):
-            raise ValueError(
-                f"{dim!r} must be depth in m, positive down, got {depth.values[:3]}…: change its sign"
-            )
-        where = [matched(field, depth), matched(field, field["lat"]), matched(field, field["lon"])]
+        if bool((lev < 0).any()):
+            raise ValueError(f"{dim!r} must be depth in m, positive down, got {lev.values[:3]}…: change its sign")
+        where = [matched(field, c) for c in (lev.astype("f8"), lat, lon)]
         return cls(
             slope=_blockwise(salinity_slope, *where),
             offset=_blockwise(salinity_offset, *where),

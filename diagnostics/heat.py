@@ -174,9 +174,7 @@ def heat_uptake(
     if per_area != (area is None):
         raise ValueError("heat in J needs area= (m2), heat in J m-2 none: for example area=wet_area(thetao)")
     if isinstance(area, xr.DataArray) and area.ndim:
-        raise ValueError(
-            f"area must be one number, got dimensions {area.dims}: sum it over the ocean, see wet_area"
-        )
+        raise ValueError(f"area must be one number, got dimensions {area.dims}: sum it over the ocean, see wet_area")
     flux = rate(ohc, dim=dim)
     if area is not None:
         flux = flux / (bare(area) if isinstance(area, xr.DataArray) else area)

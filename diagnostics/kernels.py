@@ -27,9 +27,7 @@ _TILE = 1024  # points sorted together: 50 members of float32 then fit the L2 ca
 
 def _compiled(function: _F) -> _F:
     # NaN and inf keep their meaning; only the order of sums is free.
-    compiler = numba.njit(
-        cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"}
-    )
+    compiler = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
     return cast(_F, compiler(function))
 
 
@@ -45,9 +43,7 @@ def sorting_network(n: int) -> _Array:
             starts = range(step % run, padded - step, 2 * step)
             lower = [i for s in starts for i in range(s, min(s + step, padded - step))]
             # The numbers missing from n to `padded` stand for +inf, which no exchange moves.
-            pairs += [
-                (i, i + step) for i in lower if i // (2 * run) == (i + step) // (2 * run) and i + step < n
-            ]
+            pairs += [(i, i + step) for i in lower if i // (2 * run) == (i + step) // (2 * run) and i + step < n]
             step //= 2
         run *= 2
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)

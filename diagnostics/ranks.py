@@ -86,20 +86,7 @@ def rank_histogram(
     y, x = paired(obs, ens, member_dim)
     dims = reduced(dim, y)
     members = x.sizes[member_dim]
-    lowest, tied = over_members(
-        kernels.ranks, y, x, member_dim, output_core_dims=[[], []], output_dtypes=[np.int32, np.int32]
-    )
-    if ties == "random":
-        lowest = xr.apply_ufunc(
-            _break_ties,
-            lowest,
-            tied,
-            _index(lowest),
-            kwargs={"seed": seed},
-            dask="parallelized",
-            output_dtypes=["i4"],
-        )
-        tied = xr.zeros_like(tied)
+    lowest, tied = _ranked(y, x, member_dim, seed=seed if ties == "random" else None)
     weight = xr.ones_like(lowest, dtype="f8") if weights is None else _spread_weights(lowest, weights)
     kept = tuple(axis for axis, d in enumerate(lowest.dims) if d not in dims)
     counts = _tiles(lowest, tied, weight, kept=kept, members=members)
@@ -109,16 +96,26 @@ def rank_histogram(
         "units": "1" if weights is None else str(weights.attrs.get("units", "1")),
         "long_name": "rank histogram",
     }
-    return xr.DataArray(
-        counts, dims=names, coords=coords, name="rank_histogram", attrs={**attrs, "ties": ties}
+    return xr.DataArray(counts, dims=names, coords=coords, name="rank_histogram", attrs={**attrs, "ties": ties})
+
+
+def _ranked(
+    obs: xr.DataArray, ens: xr.DataArray, member_dim: str, *, seed: int | None
+) -> tuple[xr.DataArray, xr.DataArray]:
+    """Lowest rank of each observation, -1 where one is missing, and how many more are open to it."""
+    lowest, tied = over_members(
+        kernels.ranks, obs, ens, member_dim, output_core_dims=[[], []], output_dtypes=["i4", "i4"]
     )
+    if seed is None:
+        return lowest, tied
+    arrays = lowest, tied, _index(lowest)
+    rank = xr.apply_ufunc(_break_ties, *arrays, kwargs={"seed": seed}, dask="parallelized", output_dtypes=["i4"])
+    return rank, xr.zeros_like(tied)
 
 
 def _spread_weights(field: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
     if not set(weights.dims) <= set(field.dims):
-        raise ValueError(
-            f"weights {weights.dims} have dimensions that the field {field.dims} lacks: reduce them"
-        )
+        raise ValueError(f"weights {weights.dims} have dimensions that the field {field.dims} lacks: reduce them")
     return (matched(field, weights).astype("f8") * xr.ones_like(field, dtype="f8")).transpose(*field.dims)
 
 

@@ -117,9 +117,7 @@ def global_steric(
         rise: xr.DataArray = volume / surface * np.log(mass_ref / mass)
         return rise
 
-    return _heights(
-        densities, height, _GLOBAL_NAMES, {"form": "logarithm of mean density", "depth_range": list(depth)}
-    )
+    return _heights(densities, height, _GLOBAL_NAMES, {"form": "logarithm of mean density", "depth_range": list(depth)})
 
 
 def _densities(
@@ -161,11 +159,12 @@ def _heights(
     if "halosteric" in heights:
         heights["residual"] = heights["steric"] - heights["thermosteric"] - heights["halosteric"]
     for name, values in heights.items():
+        # A copy, for dask.compute loses a variable of a Dataset that another, here the residual, is computed
+        # from (pydata/xarray#11329).
+        values = values * 1.0
         named = {"standard_name": standard_names[name]} if name in standard_names else {}
         heights[name] = described(values, name, units="m", long_name=f"{name} height", **named)
-    return xr.Dataset(
-        heights, attrs={**attrs, "equation_of_state": "TEOS-10", "absolute_salinity": SALINITY_NOTE}
-    )
+    return xr.Dataset(heights, attrs={**attrs, "equation_of_state": "TEOS-10", "absolute_salinity": SALINITY_NOTE})
 
 
 def dynamic_sea_level(zos: xr.DataArray, *, area: xr.DataArray | None = None) -> xr.DataArray:

@@ -33,9 +33,7 @@ def reduced(dim: Dims, field: xr.DataArray) -> list[str]:
     """Dimensions to average over: all those of `field` for None."""
     dims = [str(d) for d in field.dims] if dim is None else [dim] if isinstance(dim, str) else list(dim)
     if missing := set(dims) - set(field.dims):
-        raise ValueError(
-            f"dim has {sorted(missing)}, which the observations {field.dims} lack: choose among these"
-        )
+        raise ValueError(f"dim has {sorted(missing)}, which the observations {field.dims} lack: choose among these")
     return dims
 
 
@@ -68,9 +66,7 @@ def over_members(function: Any, obs: xr.DataArray, ens: xr.DataArray, member_dim
         out = function(x.reshape(len(x), -1), y.reshape(-1))
         return tuple(o.reshape(y.shape) for o in out) if isinstance(out, tuple) else out.reshape(y.shape)
 
-    return xr.apply_ufunc(
-        block, obs, bare(ens), input_core_dims=[[], [member_dim]], dask="parallelized", **options
-    )
+    return xr.apply_ufunc(block, obs, bare(ens), input_core_dims=[[], [member_dim]], dask="parallelized", **options)
 
 
 def crps_ensemble(
@@ -95,7 +91,7 @@ def crps_ensemble(
     dims = reduced(dim, y)
     if fair and x.sizes[member_dim] < 2:
         raise ValueError("a fair CRPS needs at least two members, got 1: use fair=False (absolute error)")
-    if not np.issubdtype(x.dtype, np.floating):
+    if x.dtype not in (np.float32, np.float64):
         x = x.astype("f8")
 
     def score(members: _Array, observed: _Array) -> _Array:
@@ -131,17 +127,19 @@ def spread_error(
     n = x.sizes[member_dim]
     if n < 2:
         raise ValueError(f"a spread needs at least two members along {member_dim!r}, got {n}")
-    x = bare(x).astype("f8")
+    x = x.astype("f8")
     mean = x.mean(member_dim, skipna=False)
     squared_error = (mean - y) ** 2
     # One mask for both, or spread and error would be of different places.
     variance = (((x - mean) ** 2).sum(member_dim, skipna=False) / (n - 1)).where(squared_error.notnull())
-    spread, error = (weighted_mean(v, weights, dim=dims) ** 0.5 for v in (variance, squared_error))
-    ratio = ((n + 1) / n) ** 0.5 * spread / error
+    variance, squared_error = (weighted_mean(v, weights, dim=dims) for v in (variance, squared_error))
+    # Not from spread and error: dask.compute loses a variable of a Dataset that another is computed from
+    # (pydata/xarray#11329).
+    ratio = ((n + 1) / n * variance / squared_error) ** 0.5
     about = {"units": "1", "long_name": "spread over error, corrected for the number of members"}
     result = {
-        "spread": described(spread, "spread", **_units(obs, ens), long_name="ensemble spread"),
-        "error": described(error, "error", **_units(obs, ens), long_name="error of the ensemble mean"),
+        "spread": described(variance**0.5, "spread", **_units(obs, ens), long_name="ensemble spread"),
+        "error": described(squared_error**0.5, "error", **_units(obs, ens), long_name="error of the ensemble mean"),
         "ratio": described(ratio, "ratio", **about),
     }
     return xr.Dataset(result, attrs={"members": n})
@@ -172,7 +170,7 @@ def _difference(obs: xr.DataArray, forecast: xr.DataArray) -> xr.DataArray:
     if missing := set(obs.dims) - set(forecast.dims):
         raise ValueError(f"the forecast {forecast.dims} lacks the observations' {sorted(map(str, missing))}")
     same_units(obs, forecast)
-    return bare(forecast).astype("f8") - matched(forecast, obs)
+    return forecast.astype("f8") - matched(forecast, obs)
 
 
 def variance_ratio(
@@ -200,7 +198,7 @@ def variance_ratio(
     if missing := set(reference.dims) - set(model.dims):
         raise ValueError(f"the model {model.dims} lacks the reference's {sorted(map(str, missing))}")
     same_units(model, reference)
-    ours, theirs = (bare(f).astype("f8").var(dim, ddof=1, skipna=False) for f in (model, reference))
+    ours, theirs = (f.astype("f8").var(dim, ddof=1, skipna=False) for f in (model, reference))
     theirs = matched(ours, theirs)
     # Only places that both have, or the two means would be of different seas.
     ours, theirs = ours.where(theirs.notnull()), theirs.where(ours.notnull())

@@ -26,7 +26,7 @@ import scipy.sparse
 import xarray as xr
 from scipy.ndimage import distance_transform_edt
 
-from .conventions import EARTH_RADIUS, bare, check_units, described, horizontal_dims, matched
+from .conventions import EARTH_RADIUS, bare, check_units, coordinate, described, horizontal_dims, matched
 
 _Array = np.ndarray[Any, Any]
 
@@ -90,9 +90,7 @@ def _taper(maps: _Array) -> tuple[_Array, _Array]:
     if np.all(wet == wet[0]):
         wet = wet[:1]
     width = max(2, min(maps.shape[1:]) // 8)
-    reach = [
-        np.minimum(distance_transform_edt(w) / width, 1) if not w.all() else np.ones(w.shape) for w in wet
-    ]
+    reach = [np.minimum(distance_transform_edt(w) / width, 1) if not w.all() else np.ones(w.shape) for w in wet]
     return np.where(np.isnan(maps), 0.0, maps), np.sin(np.pi / 2 * np.stack(reach)) ** 2
 
 
@@ -148,14 +146,12 @@ def grid_spacing(field: xr.DataArray, dim: tuple[str, str]) -> tuple[float, floa
     From 1-D or 2-D `lat` and `lon` in degrees. Raises ValueError if they are missing, lazy, or if the
     east-west spacing varies more than twofold over the box, where one wavenumber means nothing.
     """
-    found = [field[n] for n in ("lat", "latitude", "lon", "longitude") if n in field.coords]
-    if len(found) != 2 or any(c.chunks is not None for c in found):
-        raise ValueError(
-            "distances need lat and lon in memory: assign or load() them, or give spacing=(dy, dx) in m"
-        )
-    north, east = xr.broadcast(*(bare(c) for c in found))
-    lat, lon = (np.deg2rad(c.transpose(*dim).to_numpy().astype("f8")) for c in (north, east))
-    dy, dx = (_distances(lat, lon, axis) for axis in (0, 1))
+    lat, lon = coordinate(field, "lat", "latitude"), coordinate(field, "lon", "longitude")
+    if lat is None or lon is None or lat.chunks is not None or lon.chunks is not None:
+        raise ValueError("distances need lat and lon in memory: assign or load() them, or give spacing=(dy, dx) in m")
+    both = xr.broadcast(bare(lat), bare(lon))
+    north, east = (np.deg2rad(c.transpose(*dim).to_numpy().astype("f8")) for c in both)
+    dy, dx = (_distances(north, east, axis) for axis in (0, 1))
     if dx.max() > 2 * dx.min():
         raise ValueError(
             f"east-west spacing varies from {dx.min():.0f} to {dx.max():.0f} m: choose a smaller box, "
@@ -203,8 +199,9 @@ def isotropic_spectrum(
     `spacing` (dy, dx) in m, by default measured from lat and lon; `detrend` None, "constant" or "linear" (a
     plane); `window` None or "hann"; `normalize` "sum" (keeps the variance) or "mean" (2 pi k times the ring
     mean: smoother, not exact for ragged rings); `truncate` at the smaller Nyquist wavenumber, else to the
-    corners; `land` "refuse" NaN, "fill" it with the ocean mean of its map, or "taper" the window to 0 at the
-    coast (scales near the width of the taper, an eighth of the box, are smoothed).
+    corners; `land` "refuse" NaN, "fill" it with the ocean mean of its map (the step at the coast adds
+    small scales, threefold in a k^-3 field), or "taper" the window to 0 at the coast (no such bias, but peaks
+    are smoothed over the wavenumbers of the taper, an eighth of the box).
 
     Returns (…, wavenumber), float64, lazy for lazy input, in units^2 m, with the coordinates wavenumber (ring
     centres, m-1), n_modes and mean_wavenumber. Raises ValueError for unknown options, lazy or missing lat and

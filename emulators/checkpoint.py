@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .samudra import NetworkConfig, Norm, SamudraNet, Seam, Upsample
+from .unet import NetworkConfig, Norm, SamudraNet, Seam, Upsample
 
 __all__ = ["CheckpointError", "load_network"]
 
@@ -79,9 +79,7 @@ def load_network(
 def _read(path: Path) -> Mapping[str, Tensor]:
     """Return the state dict in the file, whatever its keys."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"wanted a Samudra checkpoint at {path}, but there is no such file; {_ADVICE}"
-        )
+        raise FileNotFoundError(f"wanted a Samudra checkpoint at {path}, but there is no such file; {_ADVICE}")
     try:
         # Two thirds of a published file are the optimiser's: mapped, they are never read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -93,8 +91,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     state = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state or not all(map(_is_entry, state.items())):
         raise CheckpointError(
-            f"wanted a state dict, or a dict with one at 'model', in {path}, "
-            f"but got {_describe(content)}; {_ADVICE}"
+            f"wanted a state dict, or a dict with one at 'model', in {path}, but got {_describe(content)}; {_ADVICE}"
         )
     return state
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .emulator import year_fraction
 from .noise import Noise
 from .state import Field, Layout, State
 
@@ -127,7 +128,7 @@ class NatureForcing:
         """The forcing held constant over `[time, time + interval]`, (member, 3, y, x)."""
         middle = time + self.layout.interval / 2
         c = self.climate
-        season = -math.cos(2 * math.pi * (_year_fraction(middle) - 0.1))  # northern winter is -1
+        season = -math.cos(2 * math.pi * (year_fraction(middle) - 0.1))  # northern winter is -1
         stress = c.tauuo * (1 - c.tauuo_season * season)
         heat = self.heat_feedback * (
             np.maximum(c.t_ref + c.t_season * season, -1.8) - c.t_ref + self.warming.at(middle)
@@ -137,11 +138,6 @@ class NatureForcing:
         if self.weather is not None:
             data = data + self.weather.at(time, members)
         return State(data * self.layout.mask, time, self.layout, tuple(members))
-
-
-def _year_fraction(time: cftime.datetime) -> float:
-    start = time.replace(month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
-    return float((time - start) / (start.replace(year=time.year + 1) - start))
 
 
 @dataclass(frozen=True)
@@ -221,7 +217,10 @@ class Weather:
             along_lat, along_lon = self._smoothers(p, curl)
             white = self.noise.stream(p.name).normal(members, time, (len(self.lat), len(self.lon)))
             # One product per member: the bits of a member must not depend on its batch.
-            rows = [torch.stack([a @ w @ b for a, b in zip(along_lat, along_lon, strict=True)]) for w in (row.clone() for row in white)]
+            rows = [
+                torch.stack([a @ w @ b for a, b in zip(along_lat, along_lon, strict=True)])
+                for w in (row.clone() for row in white)
+            ]
             self._cache[key] = torch.stack(rows)
         return self._cache[key]
 
@@ -239,6 +238,7 @@ class Weather:
         if curl:
             pairs = [(-np.gradient(lat, axis=0), lon), (lat, np.roll(lon, -1, 0) - np.roll(lon, 1, 0))]
         unit = [
-            tuple(torch.from_numpy(m / np.linalg.norm(m, axis=1, keepdims=True)).float() for m in pair) for pair in pairs
+            tuple(torch.from_numpy(m / np.linalg.norm(m, axis=1, keepdims=True)).float() for m in pair)
+            for pair in pairs
         ]
         return [a for a, _ in unit], [b.T.contiguous() for _, b in unit]

@@ -102,7 +102,7 @@ def _corner_mask(wet: np.ndarray) -> np.ndarray:
     corner = wet & np.roll(wet, -1, -1)
     corner = corner & np.roll(corner, -1, -2)
     corner[:, -1] = False
-    return corner
+    return np.asarray(corner)
 
 
 def _grid(lat: np.ndarray, lon: np.ndarray, dz: np.ndarray, levels: np.ndarray, period: float) -> xr.Dataset:
@@ -111,10 +111,13 @@ def _grid(lat: np.ndarray, lon: np.ndarray, dz: np.ndarray, levels: np.ndarray, 
     edge = np.sin(np.radians(np.append(lat - dlat / 2, lat[-1] + dlat / 2)))
     area = EARTH_RADIUS**2 * np.radians(dlon) * np.diff(edge)
     bottom = np.cumsum(dz)
-    degrees = {"units": "degrees_north", "standard_name": "latitude"}, {
-        "units": "degrees_east",
-        "standard_name": "longitude",
-    }
+    degrees = (
+        {"units": "degrees_north", "standard_name": "latitude"},
+        {
+            "units": "degrees_east",
+            "standard_name": "longitude",
+        },
+    )
     return xr.Dataset(
         coords={
             "lat": ("lat", lat, degrees[0]),

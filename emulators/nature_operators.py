@@ -140,9 +140,7 @@ def _half_slope(ahead: Tensor, behind: Tensor) -> Tensor:
     return product * both / (both * both + 1e-12)
 
 
-def advective_tendency_corner(
-    mesh: Mesh, v: Tensor, eastward: Tensor, northward: Tensor, upward: Tensor
-) -> Tensor:
+def advective_tendency_corner(mesh: Mesh, v: Tensor, eastward: Tensor, northward: Tensor, upward: Tensor) -> Tensor:
     """-(u·∇)v at the corners, centred, with transports averaged to the corners' own cells."""
     e, n, w = (to_corner(t).unsqueeze(-4) for t in (eastward, northward, upward))
     flux_e, flux_n = 0.5 * (v + east(v)) * e, 0.5 * (v + north(v)) * n
@@ -192,8 +190,9 @@ def dense_inverse(operator: Callable[[Tensor], Tensor], shape: tuple[int, int], 
     The operator is applied to one unit map per wet cell, so the matrix is that of the code that uses it.
     """
     columns = []
-    for block in wet.split(512):
+    for block in torch.split(wet, 512):
         unit = torch.zeros(len(block), shape[0] * shape[1], dtype=torch.float64, device=wet.device)
         unit[torch.arange(len(block), device=wet.device), block] = 1.0
         columns.append(operator(unit.view(-1, *shape)).flatten(1)[:, wet])
-    return torch.linalg.inv(torch.cat(columns))
+    inverse: Tensor = torch.linalg.inv(torch.cat(columns))
+    return inverse

@@ -36,9 +36,7 @@ class Scaling:
         return Scaling(**{f.name: getattr(self, f.name).to(like).view(-1, 1, 1) for f in fields(self)})
 
 
-def scaling_of(
-    layout: Layout, forcing_layout: Layout, states: Iterable[State], forcings: Iterable[State]
-) -> Scaling:
+def scaling_of(layout: Layout, forcing_layout: Layout, states: Iterable[State], forcings: Iterable[State]) -> Scaling:
     """Statistics of records, each a one-slot State; consecutive states of the same members give increments.
 
     Args:
@@ -63,7 +61,7 @@ def scaling_of(
         flat = (moments.std() <= 1e-12).nonzero().flatten().tolist()
         if flat:
             labels = [of.channel_labels()[k] for k in flat]
-            raise ValueError(f"{', '.join(labels)} never var{'ies' if len(flat) == 1 else 'y'} in these records; leave out or give more")
+            raise ValueError(f"constant over these records: {', '.join(labels)}; leave them out, or give more records")
     n, m = len(layout.slots), len(forcing_layout.slots)
     return Scaling(
         state.mean().float().repeat(n),

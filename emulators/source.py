@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,9 @@ def grid_of(dataset: xr.Dataset, levels: int | None = None) -> xr.Dataset:
                 f"its coordinates are {', '.join(map(str, dataset.coords))}. Add cell areas in m2"
             )
         lat, lon = np.radians(grid["lat"].values), np.radians(grid["lon"].values)
-        edges = np.concatenate([[1.5 * lat[0] - 0.5 * lat[1]], (lat[1:] + lat[:-1]) / 2, [1.5 * lat[-1] - 0.5 * lat[-2]]])
+        edges = np.concatenate(
+            [[1.5 * lat[0] - 0.5 * lat[1]], (lat[1:] + lat[:-1]) / 2, [1.5 * lat[-1] - 0.5 * lat[-2]]]
+        )
         band = 6.371e6**2 * abs(lon[1] - lon[0]) * np.abs(np.diff(np.sin(np.clip(edges, -np.pi / 2, np.pi / 2))))
         grid = grid.assign_coords(areacello=(("lat", "lon"), np.tile(band[:, None], (1, len(lon))), {"units": "m2"}))
     grid.attrs = {k: dataset.attrs[k] for k in ("zonal_period",) if k in dataset.attrs}
@@ -269,12 +271,20 @@ def layout_of(
     """
     missing = [n for n in names if n not in dataset]
     if missing:
-        raise SourceError(f"no variable(s) {', '.join(missing)}; the store has {', '.join(map(str, dataset.data_vars))}")
+        raise SourceError(
+            f"no variable(s) {', '.join(missing)}; the store has {', '.join(map(str, dataset.data_vars))}"
+        )
     grid = grid_of(dataset, levels)
     fields = tuple(
-        Field(n, grid.sizes["lev"] if "lev" in dataset[n].dims else 0, dataset[n].attrs.get("location", "center"))
+        Field(
+            n,
+            grid.sizes["lev"] if "lev" in dataset[n].dims else 0,
+            dataset[n].attrs.get("location", "center"),
+        )
         for n in names
     )
-    times = dataset["time"].values[:2] if "time" in dataset.dims else []
-    spacing = {"interval": times[1] - times[0]} if len(times) == 2 else {}
-    return Layout(fields, grid, slots, **spacing)
+    layout = Layout(fields, grid, slots)
+    if dataset.sizes.get("time", 0) < 2:
+        return layout
+    first, second = dataset["time"].values[:2]
+    return replace(layout, interval=second - first)

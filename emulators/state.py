@@ -69,7 +69,7 @@ class Layout:
         missing = [c for c in ("lat", "lon", "areacello", "wetmask") if c not in self.grid.coords]
         if missing:
             raise LayoutError(
-                f"the grid lacks the coordinate(s) {', '.join(missing)}; it has {', '.join(map(str, self.grid.coords))}. "
+                f"the grid lacks {', '.join(missing)}; it has {', '.join(map(str, self.grid.coords))}. "
                 "Build it with `grid_of(dataset)` or add them"
             )
         wet = self.grid["wetmask"]
@@ -219,7 +219,10 @@ class Layout:
         """The state as a Dataset `(member, time, [lev], y, x)`: NaN on land, CF attributes, the grid's coordinates."""
         self.require_same(state.layout, "unpack")
         data = state.data.detach().cpu().numpy()
-        coords = {"member": ("member", np.asarray(state.members), MEMBER_ATTRS), "time": self.times(state.time)}
+        coords = {
+            "member": ("member", np.asarray(state.members), MEMBER_ATTRS),
+            "time": self.times(state.time),
+        }
         variables = {}
         for f in self.fields:
             wet = self.field_mask(f)

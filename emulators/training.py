@@ -9,7 +9,7 @@ and over wet cells, so that persistence scores about one. Weights are averaged a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,7 +118,9 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             if not torch.isfinite(norm):
-                raise FloatingPointError(f"the gradient is not finite after {n} updates (loss {loss.item()}); lower the learning rate")
+                raise FloatingPointError(
+                    f"the gradient is not finite after {n} updates (loss {loss.item()}); lower the learning rate"
+                )
             optimiser.step()
             schedule.step()
             _average(average, network, min(decay, (1 + n) / (10 + n)))
@@ -160,8 +162,8 @@ def _stack(states: Sequence[State], members: tuple[int, ...]) -> State:
 def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
     for mean, now in zip(average.parameters(), network.parameters(), strict=True):
         mean.lerp_(now, 1 - decay)
-    for mean, now in zip(average.buffers(), network.buffers(), strict=True):
-        mean.copy_(now)
+    for kept, live in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(live)
 
 
 def parameters(network: nn.Module) -> int:
@@ -173,9 +175,3 @@ def windows_of(emulator: Samudra, stores: Sequence[Any]) -> Windows:
     """Windows from stores that hold both the states and their forcing, as `rollout(with_forcing=True)` writes."""
     opened = [Source.open(s, emulator.layout) for s in stores]
     return Windows(opened, [Source.open(s.dataset, emulator.forcing_layout) for s in opened])
-
-
-def batches(values: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Consecutive slices of at most `size`."""
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

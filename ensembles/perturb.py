@@ -100,7 +100,7 @@ def perturb(
     *,
     amplitude: float | Mapping[str, float],
     noise: Draws,
-    kind: Perturbation = White(),  # noqa: B008
+    kind: Perturbation = White(),
     scale: Mapping[str, Sequence[float]] | None = None,
 ) -> State:
     """An ensemble around a state.
@@ -117,15 +117,21 @@ def perturb(
 
     Raises ValueError for an amplitude of a variable that is not in the state, or a number without `scale`.
     """
-    numbers = state.members if members is None else tuple(range(members)) if isinstance(members, int) else tuple(members)
+    numbers = (
+        state.members if members is None else tuple(range(members)) if isinstance(members, int) else tuple(members)
+    )
     ensemble = state if numbers == state.members else state.spread_to(numbers)
     if not isinstance(amplitude, Mapping):
         if scale is None:
-            raise ValueError(f"amplitude={amplitude} has no unit; give `scale`, or amplitudes per variable like {{'thetao': 0.1}}")
+            raise ValueError(
+                f"amplitude={amplitude} has no unit; give `scale`, or amplitudes per variable like {{'thetao': 0.1}}"
+            )
         amplitude = dict.fromkeys(scale, amplitude)
     unknown = [n for n in amplitude if n not in state.layout.names]
     if unknown:
-        raise ValueError(f"no variable(s) {', '.join(unknown)} to perturb; the state has {', '.join(state.layout.names)}")
+        raise ValueError(
+            f"no variable(s) {', '.join(unknown)} to perturb; the state has {', '.join(state.layout.names)}"
+        )
     layout = state.layout
     size = torch.zeros(layout.shape[0])
     for name, value in amplitude.items():

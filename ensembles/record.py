@@ -97,7 +97,9 @@ def recorded(store: str | Path) -> list[cftime.datetime]:
     time = group["time"]
     assert isinstance(time, zarr.Array)
     numbers = np.asarray(time[:])
-    return list(np.atleast_1d(cftime.num2date(numbers, _TIME_UNITS, str(time.attrs["calendar"])))) if len(numbers) else []
+    return (
+        list(np.atleast_1d(cftime.num2date(numbers, _TIME_UNITS, str(time.attrs["calendar"])))) if len(numbers) else []
+    )
 
 
 def reopen(store: str | Path, layout: Layout, members: tuple[int, ...]) -> State:
@@ -107,7 +109,7 @@ def reopen(store: str | Path, layout: Layout, members: tuple[int, ...]) -> State
     """
     group = zarr.open_group(Path(store), mode="r")
     times = recorded(store)
-    have = tuple(np.asarray(group["member"][:]).tolist())  # type: ignore[index, union-attr]
+    have = tuple(np.asarray(group["member"][:]).tolist())  # type: ignore[index]
     if have != members:
         raise ValueError(f"{store} holds members {have}, this run has {members}; choose another store")
     missing = [n for n in layout.names if n not in group]

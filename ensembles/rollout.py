@@ -75,7 +75,7 @@ def rollout(
         done = round((times[-1] - emulator.layout.times(state.time)[-1]) / emulator.dt)
         if not 0 <= done <= steps:
             raise ValueError(
-                f"{store} reaches {times[-1]}, which is {done} steps from {state.time}: not part of a run of {steps} steps"
+                f"{store} reaches {times[-1]}, {done} steps from {state.time}: it is not part of a run of {steps} steps"
             )
         first = reopen(store, emulator.layout, state.members).to(state.data.device)
     require = getattr(forcing, "require", None)  # a stored forcing ends somewhere, a nature run's does not

@@ -85,18 +85,14 @@ def test_land_is_nan_and_so_is_a_layer_below_the_sea_floor():
     assert land.any()
     assert (shelf & ~land).any()
     np.testing.assert_array_equal(heat_content(field).isel(member=0, time=0).isnull(), land)
-    np.testing.assert_array_equal(
-        heat_content(field, depth=(200, 700)).isel(member=1, time=2).isnull(), shelf
-    )
+    np.testing.assert_array_equal(heat_content(field, depth=(200, 700)).isel(member=1, time=2).isnull(), shelf)
 
 
 def test_partial_cells_count_with_their_own_thickness():
     field = ocean(members=1, times=1)
     thick = xr.DataArray(DZ, dims="lev").broadcast_like(field[0, 0]).copy()
     thick[-1] *= 0.25
-    given = field.drop_vars("dz").assign_coords(
-        thkcello=thick.reset_coords(drop=True).assign_attrs(units="m")
-    )
+    given = field.drop_vars("dz").assign_coords(thkcello=thick.reset_coords(drop=True).assign_attrs(units="m"))
     expected = by_hand(field, 0, 800 + 200)
     np.testing.assert_allclose(heat_content(given, depth=(0, np.inf)), expected, rtol=1e-13)
 
@@ -231,6 +227,20 @@ def test_lazy_equals_eager_and_computes_nothing(chunks):
         np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12 * scale)
         assert ours.attrs == expected.attrs
     assert all(r.chunks is not None and r.dtype == np.float64 for r in results)
+
+
+def test_a_store_on_disk_gives_what_memory_gives(tmp_path):
+    field = ocean()
+    field.to_dataset().to_zarr(
+        tmp_path / "store.zarr", consolidated=False, encoding={"thetao": {"chunks": (1, 2, 3, 4, 5)}}
+    )
+    with dask.config.set(scheduler=refuse_to_compute):
+        stored = xr.open_zarr(tmp_path / "store.zarr", consolidated=False).thetao
+        uptake = heat_uptake(global_heat_content(stored), area=wet_area(stored))
+    assert isinstance(stored.time.values[0], cftime.DatetimeNoLeap)
+    assert stored.dz.chunks is not None  # coordinates of a store are lazy too
+    expected = heat_uptake(global_heat_content(field), area=wet_area(field))
+    np.testing.assert_allclose(uptake.compute(), expected, rtol=1e-11)
 
 
 def test_lazy_inconsistent_layers_are_refused_when_computed():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from polynya.emulators.checkpoint import CheckpointError, load_network
-from polynya.emulators.samudra import NetworkConfig, SamudraNet
+from polynya.emulators.unet import NetworkConfig, SamudraNet
 
 DATA = Path(__file__).parent / "data" / "samudra"
 TINY, FOUR = DATA / "v2_tiny.pt", DATA / "v2_4level_tiny.pt"
