@@ -69,9 +69,7 @@ class Place:
         lev = coordinate(field, dim)
         lat, lon = coordinate(field, "lat", "latitude"), coordinate(field, "lon", "longitude")
         if lev is None or lat is None or lon is None:
-            raise ValueError(
-                f"density needs the coordinates {dim!r} (m), lat and lon (degrees), got {list(field.coords)}: assign them"
-            )
+            raise ValueError(f"density needs {dim!r} (m), lat and lon (degrees), got {list(field.coords)}: assign them")
         if bool((lev < 0).any()):
             raise ValueError(f"{dim!r} must be depth in m, positive down, got {lev.values[:3]}…: change its sign")
         where = [matched(field, c) for c in (lev.astype("f8"), lat, lon)]

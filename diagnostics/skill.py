@@ -50,6 +50,8 @@ def paired(obs: xr.DataArray, ens: xr.DataArray, member_dim: str) -> tuple[xr.Da
             "select or broadcast first"
         )
     same_units(obs, ens)
+    # The kernels know two types; half precision and integers are widened.
+    obs, ens = (f if f.dtype in (np.float32, np.float64) else f.astype("f8") for f in (obs, ens))
     if len(ens.variable.chunksizes.get(member_dim, ())) > 1:
         # "auto" splits the other dimensions where joining the members would make huge chunks.
         ens = ens.chunk({d: -1 if d == member_dim else "auto" for d in ens.dims})
@@ -91,8 +93,6 @@ def crps_ensemble(
     dims = reduced(dim, y)
     if fair and x.sizes[member_dim] < 2:
         raise ValueError("a fair CRPS needs at least two members, got 1: use fair=False (absolute error)")
-    if x.dtype not in (np.float32, np.float64):
-        x = x.astype("f8")
 
     def score(members: _Array, observed: _Array) -> _Array:
         return kernels.crps(members, observed, fair=fair, skipna=skipna)

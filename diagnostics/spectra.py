@@ -209,7 +209,7 @@ def isotropic_spectrum(
     """
     _check_choices(detrend=detrend, window=window, land=land, normalize=normalize)
     dim = horizontal_dims(field) if dim is None else dim
-    spacing = grid_spacing(field, dim) if spacing is None else spacing
+    spacing = grid_spacing(field, dim) if spacing is None else (float(spacing[0]), float(spacing[1]))
     if spacing[0] <= 0 or spacing[1] <= 0:
         raise ValueError(f"spacing must be positive distances (dy, dx) in m, got {spacing}")
     rings = _rings((field.sizes[dim[0]], field.sizes[dim[1]]), spacing, truncate)
@@ -232,7 +232,8 @@ def isotropic_spectrum(
 
 def _labelled(spectrum: xr.DataArray, field: xr.DataArray, rings: _Rings) -> xr.DataArray:
     coords = {"wavenumber": rings.k, "n_modes": rings.n_modes, "mean_wavenumber": rings.mean_k}
-    spectrum = spectrum.assign_coords({name: ("wavenumber", values) for name, values in coords.items()})
+    # Copies, for the rings are shared by all spectra of this shape.
+    spectrum = spectrum.assign_coords({name: ("wavenumber", values.copy()) for name, values in coords.items()})
     for name in ("wavenumber", "mean_wavenumber"):
         spectrum[name].attrs.update(units="m-1", long_name="wavenumber in cycles per metre")
     return described(

@@ -129,6 +129,16 @@ def test_global_mean_equals_the_definition_in_plain_numpy():
     assert ours.steric.dims == ("member", "time")
 
 
+def test_global_mean_compares_water_that_is_wet_in_both_states():
+    ds = ocean()
+    reference = start_of(ds).copy(deep=True)
+    reference["thetao"][:, 1, 2] = np.nan
+    dried = ds.copy(deep=True)
+    dried["thetao"][..., 1, 2] = np.nan
+    ours, expected = (global_steric(x.thetao, x.so, reference=reference).steric for x in (ds, dried))
+    np.testing.assert_allclose(ours, expected, atol=1e-13)
+
+
 def test_local_height_equals_the_definition_in_plain_numpy():
     ds = ocean()
     rho, rho_ref = by_gsw(ds), by_gsw(start_of(ds))

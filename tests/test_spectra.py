@@ -243,6 +243,13 @@ def test_lazy_equals_eager_and_computes_nothing(chunks):
     np.testing.assert_allclose(slope.compute(), spectral_slope(eager, band=(1e-6, 1e-3)), rtol=1e-9)
 
 
+def test_changing_a_result_changes_no_later_one():
+    first = isotropic_spectrum(maps(16, 16), spacing=[1e4, 1e4])
+    n_modes = first.n_modes.values.copy()
+    first["n_modes"][:] = 0
+    np.testing.assert_array_equal(isotropic_spectrum(maps(16, 16), spacing=np.array([1e4, 1e4])).n_modes, n_modes)
+
+
 def test_maps_are_independent_of_their_batch():
     field = maps(37, 16, 16)
     together = isotropic_spectrum(field, spacing=(1e4, 1e4))
