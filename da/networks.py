@@ -94,7 +94,8 @@ class SurfaceField:
         f = _field(layout, self.variable)
         lat, lon = layout.position(f)
         chosen = np.zeros(lat.shape, bool)
-        chosen[self.stride // 2 :: self.stride, self.stride // 2 :: self.stride] = True
+        first = [min(self.stride, n) // 2 for n in lat.shape]  # a grid narrower than the stride has one row
+        chosen[first[0] :: self.stride, first[1] :: self.stride] = True
         # All longitudes: the whole circle or sector, or what there is of a region.
         extent = lon.max() - lon.min() + np.diff(lon).max(initial=0.0)
         period = min(float(layout.grid.attrs.get("zonal_period", 360.0)), extent) or 1.0

@@ -124,14 +124,19 @@ def advective_inflow(mesh: Mesh, q: Tensor, eastward: Tensor, northward: Tensor,
     ):
         slope = (ahead(q) - q) * open_face
         half = _half_slope(slope, behind(slope))
-        flux = torch.relu(transport) * (q + half) - torch.relu(-transport) * ahead(q - half)
+        flux = _upwind(transport, q + half, ahead(q - half))
         total = total + behind(flux) - flux
     slope = torch.nn.functional.pad((q[..., :-1, :, :] - q[..., 1:, :, :]) * mesh.open_below, (0, 0, 0, 0, 1, 1))
     half = _half_slope(slope[..., :-1, :, :], slope[..., 1:, :, :])
     through = upward[..., 1:, :, :]
-    flux = torch.relu(through) * (q + half)[..., 1:, :, :] - torch.relu(-through) * (q - half)[..., :-1, :, :]
+    flux = _upwind(through, (q + half)[..., 1:, :, :], (q - half)[..., :-1, :, :])
     flux = torch.nn.functional.pad(flux, (0, 0, 0, 0, 1, 1))
     return total + flux[..., 1:, :, :] - flux[..., :-1, :, :]
+
+
+def _upwind(transport: Tensor, behind: Tensor, ahead: Tensor) -> Tensor:
+    """Flux of the value upstream; written so that its derivative at rest is the mean of both sides, not zero."""
+    return 0.5 * (transport * (behind + ahead) + transport.abs() * (behind - ahead))
 
 
 def _half_slope(ahead: Tensor, behind: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ ROOMS = ("emulators", "ensembles", "da", "diagnostics", "cli")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # two threads on two busy cores wait for each other more than they work
     installed = Path(polynya.emulators.__file__).parent.parent
     if installed == ROOT:
         return
@@ -27,14 +27,6 @@ def pytest_configure(config: pytest.Config) -> None:
                 f"{room}/ has {sorted(here ^ there)} on one side only: the installed polynya is not this checkout; "
                 "run `pip install -e .` again"
             )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -167,39 +167,43 @@ def test_the_gradient_of_five_steps_passes_a_taylor_test(case: Case) -> None:
     (gradient,) = torch.autograd.grad(value, data) if value.requires_grad else (torch.zeros_like(data),)
     slope = float((gradient * direction).sum())
     assert torch.isfinite(gradient).all()
+    # Convection switches within N² of 2e-8 s-2 and limiters have kinks: the nature run is smooth on small scales.
+    sizes = (1e-4, 5e-5, 2.5e-5) if isinstance(emulator, nature.NatureOcean) else (1e-2, 5e-3, 2.5e-3)
     with torch.no_grad():
-        remainders = [abs(float(scalar(state.data + h * direction) - value) - h * slope) for h in (1e-2, 5e-3, 2.5e-3)]
+        remainders = [abs(float(scalar(state.data + h * direction) - value) - h * slope) for h in sizes]
     noise_floor = 1e-11 * abs(float(value)) + 1e-13
     if remainders[-1] > noise_floor:
         ratios = [a / b for a, b in zip(remainders, remainders[1:], strict=False)]
         # The limiter of the nature run has kinks, so it falls between first and second order there.
         least = 2.5 if isinstance(emulator, nature.NatureOcean) else 3.5
         assert min(ratios) > least, (ratios, remainders, slope)
-        assert remainders[-1] < 1e-2 * abs(2.5e-3 * slope)
+        assert remainders[-1] < 1e-2 * abs(sizes[-1] * slope)
     if not isinstance(emulator, Climatology):
         assert abs(slope) > 0
 
 
 def test_tangent_and_adjoint_agree(case: Case) -> None:
-    """<M v, w> = <v, Mᵀ w>, with M v by central differences of the double-precision step."""
+    """<M v, w> = <v, Mᵀ w>: forward differentiation against backward; the Taylor test ties both to the model."""
     emulator, state, forcing = case
-    if isinstance(emulator, Corrected | Climatology):
-        return
+    if isinstance(emulator, Climatology):
+        pytest.skip("its state has no influence")
     if isinstance(emulator, Samudra):
         emulator = replace(emulator, network=_double(emulator.network))
+    if isinstance(emulator, Corrected):
+        emulator = replace(emulator, emulator=replace(emulator.emulator, network=_double(emulator.emulator.network)))
     state = state.sel(state.members[:1]).to(torch.float64)
     size = state.data.std(dim=(0, 2, 3), keepdim=True) + 1e-12
-    v, w = (Noise(s).normal((0,), None, state.data.shape[1:], dtype=torch.float64) * size for s in (5, 6))
-    v, w = v * emulator.layout.mask, w * emulator.layout.mask / size**2
+    v, w = (Noise(s).normal((0,), None, state.data.shape[1:], dtype=torch.float64) for s in (5, 6))
+    v, w = v * size * emulator.layout.mask, w / size * emulator.layout.mask
+    driven = forcing(state)
+
+    def step(data: torch.Tensor) -> torch.Tensor:
+        return emulator.step(state.replace(data=data), driven, Noise(0)).data
+
+    _, tangent = torch.func.jvp(step, (state.data,), (v,))
     data = state.data.clone().requires_grad_()
-    (adjoint,) = torch.autograd.grad(emulator.step(state.replace(data=data), forcing(state), Noise(0)).data, data, w)
-    h = 1e-6
-    with torch.no_grad():
-        plus, minus = (
-            emulator.step(state.replace(data=state.data + s * v), forcing(state), Noise(0)).data for s in (h, -h)
-        )
-    left = float((((plus - minus) / (2 * h)) * w).sum())
-    assert left == pytest.approx(float((v * adjoint).sum()), rel=2e-4, abs=1e-6)
+    (adjoint,) = torch.autograd.grad(step(data), data, w)
+    assert float((tangent * w).sum()) == pytest.approx(float((v * adjoint).sum()), rel=1e-9)
 
 
 def test_pickles(case: Case) -> None:
