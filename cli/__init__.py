@@ -1,1 +1,1 @@
-"""Placeholder, replaced below."""
+"""The `polynya` command: each subcommand gathers arguments and calls the library."""

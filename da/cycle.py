@@ -15,8 +15,8 @@ from typing import Protocol, runtime_checkable
 
 from ..emulators import Draws, Emulator, Forcing, State
 from ..ensembles import trajectory
-from .networks import newest
 from .observations import ObservationError, Observations
+from .operators import newest
 
 
 @runtime_checkable

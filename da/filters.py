@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..emulators import Layout, LayoutError, State
-from .networks import newest
 from .observations import ObservationError, Observations
-from .operators import operator_for
+from .operators import newest, operator_for
 
 
 class _InverseRoot(torch.autograd.Function):
@@ -36,22 +35,35 @@ class _InverseRoot(torch.autograd.Function):
     F_ij = (1/s_i - 1/s_j) / (s_i² - s_j²) = -1 / (s_i s_j (s_i + s_j)) (Daleckii and Krein 1965).
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, A: Tensor) -> Tensor:
+    def forward(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         eigenvalues, V = torch.linalg.eigh(A)
         s = eigenvalues.sqrt()
+        return (V / s.unsqueeze(-2)) @ V.mT, s, V
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        _, s, V = output
+        ctx.mark_non_differentiable(s, V)
         ctx.save_for_backward(s, V)
-        root: Tensor = (V / s.unsqueeze(-2)) @ V.mT
-        return root
+        ctx.save_for_forward(s, V)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> Tensor:
+        return _InverseRoot._derivative(ctx, grad)  # which is its own adjoint
+
+    @staticmethod
+    def jvp(ctx: Any, dA: Tensor) -> tuple[Tensor, None, None]:
+        return _InverseRoot._derivative(ctx, dA), None, None
+
+    @staticmethod
+    def _derivative(ctx: Any, dA: Tensor) -> Tensor:
         s, V = ctx.saved_tensors
         i, j = s.unsqueeze(-1), s.unsqueeze(-2)
-        symmetric = (grad + grad.mT) / 2
-        derivative: Tensor = -V @ ((V.mT @ symmetric @ V) / (i * j * (i + j))) @ V.mT
-        return derivative
+        return -V @ ((V.mT @ ((dA + dA.mT) / 2) @ V) / (i * j * (i + j))) @ V.mT  # type: ignore[no-any-return]
 
 
 def transform(
@@ -77,7 +89,7 @@ def transform(
     scale = inflation**2 / (N - 1)
     weighted = (Y * (scale if rho is None else rho.unsqueeze(-1) * scale)).mT
     eye = torch.eye(N, dtype=Y.dtype, device=Y.device)
-    root: Tensor = _InverseRoot.apply(eye + weighted @ Y)  # type: ignore[no-untyped-call]
+    root: Tensor = _InverseRoot.apply(eye + weighted @ Y)[0]  # type: ignore[no-untyped-call]
     w = (root @ (root @ (weighted @ d.unsqueeze(-1)))).squeeze(-1)
     return (1 - rtpp) * inflation * root + rtpp * eye, w
 

@@ -80,9 +80,10 @@ class LETKF:
         groups = [(c.to(place), wet[c], t.to(place)) for c, t in self._groups(layout, observations)]
         some_wet = torch.stack([w.any(0) for _, w, _ in groups]).any(0)
         for columns, near, rho in self._blocks(layout, observations, some_wet.nonzero()[:, 0]):
+            Y_near, d_near = Y[near], d[near]
             for channels, water, taper in groups:
                 local = rho * taper[near]
-                T, w = transform(Y[near], d[near], local, inflation=self.inflation, rtpp=self.rtpp)
+                T, w = transform(Y_near, d_near, local, inflation=self.inflation, rtpp=self.rtpp)
                 # Where nothing is seen T = I, up to rounding: leave the bits alone.
                 seen = (local > 0).any(-1) | (self.inflation != 1)
                 for part in torch.split(columns, self.block):

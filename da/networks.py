@@ -20,7 +20,7 @@ import torch
 
 from ..emulators import Field, Layout, Noise, State
 from .observations import ObservationError, Observations
-from .operators import operator_for
+from .operators import newest, operator_for
 
 
 class Instrument(Protocol):
@@ -179,11 +179,6 @@ def observe(
     for k, state in enumerate(truth):
         if k % every == 0 and not (k == 0 and skip_first):
             yield observe_state(state, network, noise)
-
-
-def newest(state: State) -> cftime.datetime:
-    """The time of a state's newest slot, to which observations refer."""
-    return state.layout.times(state.time)[-1]
 
 
 def _field(layout: Layout, name: str) -> Field:

@@ -76,10 +76,10 @@ class Observations:
 
     def _require(self, good: np.ndarray, wanted: str) -> None:
         if not good.all():
-            raise ObservationError(f"{wanted}: {self._culprits(~good)}")
+            raise ObservationError(f"{wanted}: {self.examples(~good)}")
 
-    def _culprits(self, bad: np.ndarray) -> str:
-        """How many there are, and which is the first."""
+    def examples(self, bad: np.ndarray) -> str:
+        """For messages: how many a mask (observation,) marks, and which is the first."""
         i = int(np.argmax(bad))
         row = ", ".join(f"{n} {getattr(self, n)[i]}" for n in ("variable", *_NUMBERS))
         return f"{int(bad.sum())} of {len(self)} are not, the first is number {i} ({row})"

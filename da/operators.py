@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import cftime
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -54,6 +55,11 @@ class ObservationOperator:
         return seen
 
 
+def newest(state: State) -> cftime.datetime:
+    """The time of a state's newest slot, to which observations refer."""
+    return state.layout.times(state.time)[-1]
+
+
 def operator_for(layout: Layout, observations: Observations, *, drop: bool = False) -> ObservationOperator:
     """The observation operator of these observations for states of this layout.
 
@@ -79,7 +85,7 @@ def operator_for(layout: Layout, observations: Observations, *, drop: bool = Fal
         if not drop:
             raise ObservationError(
                 "observations must have a wet point around them (`operator_for(..., drop=True).observations` are those "
-                f"that have): {observations._culprits(~found)}"
+                f"that have): {observations.examples(~found)}"
             )
         observations, index, weight = observations.select(found), index[:, found], weight[:, found]
     # A point of no weight may be land, and land may be NaN: look at the heaviest point instead.

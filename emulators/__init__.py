@@ -1,5 +1,6 @@
 """Emulators: the values that flow, nature runs, networks and their training."""
 
+from . import samples
 from .emulator import Bounds, Climatology, Corrected, Emulator, Forcing, Persistence, annual_cycle
 from .names import UnitsError, attributes
 from .noise import Draws, GivenNoise, Noise
@@ -34,4 +35,5 @@ __all__ = [
     "layout_of",
     "load",
     "open_store",
+    "samples",
 ]

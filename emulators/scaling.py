@@ -44,7 +44,7 @@ def scaling_of(layout: Layout, forcing_layout: Layout, states: Iterable[State], 
         states: records in order of time; a jump in time starts a new series.
         forcings: forcing records, in any order.
 
-    Raises ValueError for a channel that never varies: it cannot be normalised.
+    A forcing that never varies is only centred. Raises ValueError for a state channel that never varies.
     """
     state, change, driven = _Moments(), _Moments(), _Moments()
     wet = layout.mask[: layout.shape[0] // len(layout.slots)]
@@ -57,18 +57,18 @@ def scaling_of(layout: Layout, forcing_layout: Layout, states: Iterable[State], 
     forcing_wet = forcing_layout.mask[: forcing_layout.shape[0] // len(forcing_layout.slots)]
     for forcing in forcings:
         driven.add(forcing.data, forcing_wet)
-    for moments, of in ((state, layout), (driven, forcing_layout)):
-        flat = (moments.std() <= 1e-12).nonzero().flatten().tolist()
-        if flat:
-            labels = [of.channel_labels()[k] for k in flat]
-            raise ValueError(f"constant over these records: {', '.join(labels)}; leave them out, or give more records")
+    flat = (state.std() <= 1e-12).nonzero().flatten().tolist()
+    if flat:
+        labels = [layout.channel_labels()[k] for k in flat]
+        raise ValueError(f"constant over these records: {', '.join(labels)}; leave them out, or give more records")
+    spread = driven.std()
     n, m = len(layout.slots), len(forcing_layout.slots)
     return Scaling(
         state.mean().float().repeat(n),
         state.std().float().repeat(n),
         change.std().clamp(min=1e-12).float().repeat(n),
         driven.mean().float().repeat(m),
-        driven.std().float().repeat(m),
+        torch.where(spread > 1e-12, spread, 1.0).float().repeat(m),
     )
 
 

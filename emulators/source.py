@@ -17,6 +17,7 @@ import cftime
 import numpy as np
 import torch
 import xarray as xr
+from zarr.storage import ZipStore
 
 from .names import ALIASES, flat_name, to_canonical_units
 from .state import Field, Layout, State
@@ -34,7 +35,7 @@ def open_store(path: str | Path | xr.Dataset) -> xr.Dataset:
     """Open a Zarr store (or take a Dataset) with canonical names and units, cftime dates and grid coordinates.
 
     Args:
-        path: Zarr store, or a Dataset opened with cftime dates.
+        path: Zarr store (a folder, a URL, or one `.zip` file), or a Dataset opened with cftime dates.
 
     Raises FileNotFoundError if there is no such store, SourceError if the store's recording was cut
     short, UnitsError for unknown units.
@@ -46,7 +47,8 @@ def open_store(path: str | Path | xr.Dataset) -> xr.Dataset:
             raise FileNotFoundError(f"no store at {path}; check the path, or make one with `rollout(..., store=...)`")
         coder = xr.coders.CFDatetimeCoder(use_cftime=True)
         try:
-            dataset = xr.open_zarr(str(path), decode_times=coder, consolidated=None)
+            store = ZipStore(path, mode="r") if str(path).endswith(".zip") else str(path)
+            dataset = xr.open_zarr(store, decode_times=coder, consolidated=None)
         except Exception as error:
             raise SourceError(
                 f"{path} cannot be read as a Zarr store ({type(error).__name__}: {error}); if a run was cut short, "

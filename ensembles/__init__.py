@@ -1,6 +1,7 @@
 """Ensembles: perturb a state, roll an emulator out, record what comes."""
 
 from .perturb import Correlated, Perturbation, White, perturb
+from .hindcast import hindcasts, verifying
 from .record import StoreExistsError, record, states_of
 from .rollout import rollout, trajectory
 
@@ -9,9 +10,11 @@ __all__ = [
     "Perturbation",
     "StoreExistsError",
     "White",
+    "hindcasts",
     "perturb",
     "record",
     "rollout",
     "states_of",
     "trajectory",
+    "verifying",
 ]

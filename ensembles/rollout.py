@@ -59,7 +59,7 @@ def rollout(
         forcing: a `Source`, a nature run's forcing, or None for an emulator without.
         steps: number of emulator steps; the store holds the initial state as well.
         store: path of the Zarr store.
-        noise: for stochastic emulators.
+        noise: for stochastic emulators; `Noise(0)` if not given.
         with_forcing: record the forcing of every step beside the state.
         title: of the store.
         resume: continue a run that was cut short (or that should go further): the steps that are
@@ -70,6 +70,7 @@ def rollout(
     Raises ValueError before anything is written if the forcing ends too early or the state does not fit.
     """
     emulator.layout.require_same(state.layout, f"rollout of {type(emulator).__name__}: initial state")
+    noise = Noise(0) if noise is None else noise
     first, done = state, 0
     if resume and (times := recorded(store)):
         done = round((times[-1] - emulator.layout.times(state.time)[-1]) / emulator.dt)

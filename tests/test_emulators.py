@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +10,6 @@ from datetime import timedelta
 
 import pytest
 import torch
-from small import START, forcing_layout, random_state, small_layout
-
 from polynya.emulators import (
     Bounds,
     Climatology,
@@ -26,6 +25,7 @@ from polynya.emulators import (
 from polynya.emulators import nature_ocean as nature
 from polynya.emulators.samudra import NetworkConfig, SamudraNet
 from polynya.emulators.scaling import Scaling
+from small import START, forcing_layout, random_state, small_layout
 
 Case = tuple[Emulator, State, Callable[[State], State | None]]
 
@@ -173,7 +173,7 @@ def test_the_gradient_of_five_steps_passes_a_taylor_test(case: Case) -> None:
         remainders = [abs(float(scalar(state.data + h * direction) - value) - h * slope) for h in sizes]
     noise_floor = 1e-11 * abs(float(value)) + 1e-13
     if remainders[-1] > noise_floor:
-        ratios = [a / b for a, b in zip(remainders, remainders[1:], strict=False)]
+        ratios = [a / b for a, b in itertools.pairwise(remainders)]
         # The limiter of the nature run has kinks, so it falls between first and second order there.
         least = 2.5 if isinstance(emulator, nature.NatureOcean) else 3.5
         assert min(ratios) > least, (ratios, remainders, slope)
@@ -236,7 +236,9 @@ def test_an_annual_cycle_is_recovered_exactly() -> None:
     layout = small_layout()
     truth = torch.stack([2.0 * layout.mask, 1.0 * layout.mask, -0.5 * layout.mask])
     model = Climatology(layout, timedelta(days=5), truth)
-    states = [model.step(random_state(layout).replace(time=START + k * timedelta(days=5)), None, Noise(0)) for k in range(73)]
+    states = [
+        model.step(random_state(layout).replace(time=START + k * timedelta(days=5)), None, Noise(0)) for k in range(73)
+    ]
     assert torch.allclose(annual_cycle(states), truth, atol=1e-5)
     with pytest.raises(ValueError, match="at least three times, got 2"):
         annual_cycle(states[:2])

@@ -230,6 +230,8 @@ def test_what_must_not_change_does_not_change_a_bit(method):
     assert method.analysis(forecast, nobody) is forecast
     analysis = method.analysis(forecast, one_observation())
     assert torch.equal(forecast.data.nan_to_num(7), kept.nan_to_num(7))  # the forecast was not written to
+    littered = forecast.replace(data=torch.where(land, torch.randn_like(poisoned), poisoned))
+    assert torch.equal(method.analysis(littered, one_observation()).data[:, land], littered.data[:, land])
     assert analysis.data[:, land].isnan().all() and analysis.data[:, ~land].isfinite().all()
     assert (analysis.members, analysis.time, analysis.layout) == (forecast.members, DAY, LAYOUT)
     changed = (analysis.data != forecast.data).any(0) & ~land
@@ -289,7 +291,17 @@ def test_gradients_of_the_transform_where_eigenvalues_repeat():
     Y = (Y - Y.mean(-1, keepdim=True)).requires_grad_()
     d = torch.randn(2, 2, generator=g, dtype=torch.float64, requires_grad=True)
     rho = torch.tensor([[0.5, 0.0], [1.0, 0.2]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *a: transform(*a, inflation=1.1, rtpp=0.3), (Y, d, rho))
+    assert torch.autograd.gradcheck(
+        lambda *a: transform(*a, inflation=1.1, rtpp=0.3), (Y, d, rho), check_forward_ad=True
+    )
+    both = torch.func.vmap(transform)(Y.detach(), d.detach(), rho.detach())
+    for ours, batched in zip(transform(Y, d, rho), both, strict=True):
+        assert torch.allclose(ours, batched, atol=1e-13)
+    jacobian = torch.func.jacrev(lambda d: transform(Y.detach()[0], d, rho.detach()[0])[1])(d.detach()[0])
+    assert jacobian.shape == (6, 2) and jacobian.abs().max() > 0
+    through_root = torch.func.grad(lambda Y: transform(Y, d.detach(), rho.detach())[0].pow(2).sum())
+    wanted = torch.autograd.grad(transform(Y, d, rho)[0].pow(2).sum(), Y)[0]
+    assert torch.allclose(through_root(Y.detach()), wanted, atol=1e-13)
 
 
 @filters

@@ -83,7 +83,7 @@ def test_lists_are_those_of_brute_force(lats, period, support):
     lat, lon = rng.uniform(*lats, 400), rng.uniform(-period, 2 * period, 400)
     at = rng.uniform(*lats, 60), rng.uniform(0, period, 60)
     distance = great_circle(at[0][:, None], at[1][:, None], lat, lon, period)
-    for most in (1000, 7):
+    for most in (1000, 390, 7):
         near, away = LocalObservations(lat, lon, support, most, period).near(*at)
         assert near.shape == away.shape and near.shape[1] <= most
         for column in range(60):

@@ -10,8 +10,6 @@ import cftime
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import solve_banded
-
 from polynya.emulators import Noise, State
 from polynya.emulators import nature_ocean as nature
 from polynya.emulators.nature_forcing import NatureForcing, Warming, Weather
@@ -22,6 +20,7 @@ from polynya.emulators.nature_operators import (
     implicit_diffusion,
     upward_transport,
 )
+from scipy.linalg import solve_banded
 
 START = cftime.DatetimeNoLeap(1, 1, 1)
 RHO_CP = nature.RHO0 * nature.HEAT_CAPACITY
@@ -72,7 +71,9 @@ def test_a_uniform_tracer_stays_uniform_under_any_flow(globe: nature.NatureOcean
     u, v = Noise(1).normal((0, 1), None, (10, 37, 90), dtype=torch.float64) * mesh.corner
     e, n = mesh.transports(u[None], v[None], mesh.dz)
     up = upward_transport(mesh.convergence(e, n))
-    inflow = advective_inflow(mesh, torch.full((1, 1, 10, 37, 90), 7.0, dtype=torch.float64), e[:, None], n[:, None], up[:, None])
+    inflow = advective_inflow(
+        mesh, torch.full((1, 1, 10, 37, 90), 7.0, dtype=torch.float64), e[:, None], n[:, None], up[:, None]
+    )
     expected = torch.zeros_like(inflow)
     expected[0, 0, 0] = 7.0 * up[0, 0]  # only the top cell changes its volume
     assert float((inflow - expected).abs().max()) < 1e-12 * float(e.abs().max())
@@ -89,7 +90,9 @@ def test_advection_makes_no_new_extremes(channel: nature.NatureOcean) -> None:
     volume = mesh.area * mesh.dz
     for _ in range(40):
         grown = volume.clone()[None, None].repeat(1, 1, 1, 1, 1)
-        q = (q + 3600.0 * (advective_inflow(mesh, q, e[:, None], n[:, None], up[:, None]) - q * _top(up)) / grown) * mesh.wet
+        q = (
+            q + 3600.0 * (advective_inflow(mesh, q, e[:, None], n[:, None], up[:, None]) - q * _top(up)) / grown
+        ) * mesh.wet
     assert float(q.max()) <= 1 + 1e-12 and float(q.min()) >= -1e-12
     assert float(q.max()) > 0.5
 

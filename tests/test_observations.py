@@ -284,6 +284,8 @@ def test_observing_is_lazy_restartable_and_skips_the_first():
     assert len(list(observe(truth[0], NETWORK, Noise(7)))) == 1
     assert not np.array_equal(seen[0].value[:30], seen[1].value[:30])
     alone = observe_state(truth[2], NETWORK[0], Noise(7))
+    two = observe_state(truth[2], (NETWORK[0], NETWORK[0]), Noise(7))
+    assert not np.array_equal(two.lat[:30], two.lat[30:])
     assert np.array_equal(alone.value, seen[0].value[:30])  # an instrument's draws do not depend on those after it
 
 

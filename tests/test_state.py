@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from small import START, random_state, small_grid, small_layout
-
 from polynya.emulators import Field, Layout, LayoutError, State, attributes, grid_of, open_store
 from polynya.emulators.names import UnitsError, flat_name, to_canonical_units
+from small import START, random_state, small_grid, small_layout
 
 
 def test_channels_are_ordered_by_slot_field_level() -> None:
@@ -61,7 +60,9 @@ def test_nan_in_the_wet_mask_is_an_error_that_says_where() -> None:
     layout = small_layout()
     dataset = random_state(layout).to_xarray()
     dataset.thetao.values[1, 0, 2, 4, 5] = np.nan
-    with pytest.raises(LayoutError, match="thetao: 1 NaN where the wet mask is 1, the first at member 1.*row 4, column 5"):
+    with pytest.raises(
+        LayoutError, match="thetao: 1 NaN where the wet mask is 1, the first at member 1.*row 4, column 5"
+    ):
         layout.pack(dataset, START, (0, 1, 2))
 
 

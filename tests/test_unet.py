@@ -100,9 +100,7 @@ def test_every_layer_is_the_originals():
         torch.testing.assert_close(seen[key], traces[key], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "config", "parameters"), FULL_SIZE, ids=lambda v: v if isinstance(v, str) else ""
-)
+@pytest.mark.parametrize(("name", "config", "parameters"), FULL_SIZE, ids=lambda v: v if isinstance(v, str) else "")
 def test_full_size_keys_shapes_and_parameter_counts(name, config, parameters):
     with torch.device("meta"):
         network = SamudraNet(config)
@@ -212,11 +210,7 @@ def test_missing_foreign_and_misshaped_tensors_are_named_and_few(tmp_path):
 
 
 def test_a_lost_encoder_block_is_named(tmp_path):
-    state = {
-        k: t
-        for k, t in state_from("v2_tiny").items()
-        if not k.startswith(("unet.layers.2.", "unet.layers.4."))
-    }
+    state = {k: t for k, t in state_from("v2_tiny").items() if not k.startswith(("unet.layers.2.", "unet.layers.4."))}
     torch.save(state, tmp_path / "net.pt")
     with pytest.raises(CheckpointError, match=r"unet\.layers\.2\.convblock\.6\.weight"):
         load_network(tmp_path / "net.pt")

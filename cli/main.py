@@ -1,0 +1,54 @@
+"""The `polynya` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Ensembles, data assimilation and diagnostics for neural ocean emulators.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the page and the stores.")] = Path("demo"),
+    members: Annotated[int, typer.Option(min=2, help="Members of the warming ensemble.")] = 32,
+    days: Annotated[int, typer.Option(min=30, help="Length of the warming runs.")] = 365,
+    overwrite: Annotated[bool, typer.Option(help="Replace the stores of an earlier demo.")] = False,
+) -> None:
+    """Run an ensemble, an assimilation experiment and their diagnostics on the embedded oceans; write a page."""
+    from .demo import run
+
+    page = run(out, members=members, days=days, overwrite=overwrite, console=console)
+    console.print(f"The page is at [bold]{page.resolve()}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A Zarr store, or an emulator's .safetensors file.")],
+) -> None:
+    """Print what a store or an emulator is and how it was made."""
+    from .info import describe
+
+    describe(path, console)
+
+
+def main() -> None:
+    """Run the command; errors of the user's making are one sentence, not a traceback."""
+    try:
+        app()
+    except (ValueError, KeyError, OSError) as error:
+        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True, highlight=False)
+        raise SystemExit(1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Figures that say what to see: series, spectra, rank histograms, scores against lead time, bars and maps.
+
+Functions from xarray objects, in memory or lazy, to a `matplotlib.figure.Figure`, drawn without pyplot and
+without a display; `fig.savefig(path)` or `Report.figure` turn it into a picture. Names and units come from
+attrs; the style is in `style`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from . import style
+from .abscissa import abscissae
+from .bars import bars, rank_bars
+from .conventions import check_units
+from .maps import maps
+
+__all__ = ["bars", "lead_curves", "maps", "rank_bars", "series", "spectra"]
+
+_Array = np.ndarray[Any, Any]
+_Pair = tuple[xr.DataArray, xr.DataArray]
+
+_MANY_MEMBERS = 12  # more thin lines than this are a blur
+_FEW_POINTS = 16  # with so few the points themselves are marked
+
+_SPREADS: dict[str, tuple[str, Callable[[xr.DataArray, str], _Pair]]] = {
+    "range": ("range of members", lambda x, d: (x.min(d), x.max(d))),
+    "5-95%": ("5–95 % of members", lambda x, d: (x.quantile(0.05, d), x.quantile(0.95, d))),
+    "std": ("mean ± 1 standard deviation", lambda x, d: (x.mean(d) - x.std(d, ddof=1), x.mean(d) + x.std(d, ddof=1))),
+}
+
+
+def _abscissa_dim(name: str, line: xr.DataArray, member_dim: str) -> str:
+    dims = [str(d) for d in line.dims if d != member_dim]
+    if len(dims) != 1:
+        wanted = f"one dimension besides {member_dim!r}"
+        raise ValueError(f"a line needs {wanted}, got {line.dims} for {name!r}: select or average the rest")
+    return dims[0]
+
+
+def _draw_lines(
+    ax: Axes,
+    lines: Mapping[str, xr.DataArray],
+    at: Mapping[str, _Array],
+    *,
+    spread: str | None,
+    member_dim: str,
+    colors: Mapping[str, str] | None,
+) -> int:
+    """Draw each line at its abscissae: members thin, spread shaded, mean thick. Returns the legend's entries."""
+    if spread is not None and spread not in _SPREADS:
+        raise ValueError(f"spread must be one of {[*_SPREADS]} or None, got {spread!r}")
+    shades = {}
+    for name, color in style.colors_of(lines, colors).items():
+        line, x, mean = lines[name], at[name], lines[name]
+        if member_dim in line.dims:
+            mean = line.mean(member_dim)
+            if spread is not None and line.sizes[member_dim] > 1:
+                words, limits = _SPREADS[spread]
+                shade = ax.fill_between(x, *limits(line, member_dim), color=color, alpha=0.2, linewidth=0)
+                shades = {"label": words, "artist": shade}
+            if 1 < line.sizes[member_dim] <= _MANY_MEMBERS:
+                members = line.transpose(..., member_dim).to_numpy()
+                ax.plot(x, members, color=color, linewidth=0.6, alpha=0.5)
+        marker: dict[str, Any] = {"marker": "o", "markersize": 4} if x.size <= _FEW_POINTS else {}
+        ax.plot(x, mean.to_numpy(), color=color, linewidth=2, label=name, **marker)
+    if shades:
+        ax.fill_between([], [], [], color=style.QUIET, alpha=0.3, linewidth=0, label=shades["label"])
+    return len(lines) + bool(shades)
+
+
+def series(
+    lines: Mapping[str, xr.DataArray],
+    *,
+    title: str,
+    spread: str | None = "range",
+    member_dim: str = "member",
+    zero_line: bool = False,
+    ylabel: str | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """Lines against time, or any other one dimension: the ensemble mean, its spread, and few members singly.
+
+    `lines`, {legend: (member, time) or (time)}, in memory or lazy, in one unit; time in cftime of any one
+    calendar, datetime64, timedelta64 or numbers (a numeric `lead` counts days); dates become days, or years
+    beyond two of them, since the earliest. `spread` "range", "5-95%", "std" or None; `zero_line` marks 0;
+    `ylabel` replaces the long_name; `colors`, {legend: colour} where the palette should not choose. A
+    member that is missing at some time is left out there. Raises ValueError for an empty title, no lines,
+    unknown spread, other dimensions, units that differ, or times that cannot share an axis.
+    """
+    lines = style.computed(lines)
+    style.one_unit(lines.values(), "or draw two figures")
+    dims = {name: _abscissa_dim(name, line, member_dim) for name, line in lines.items()}
+    at, words = abscissae({name: line[dims[name]] for name, line in lines.items()})
+    fig = style.new_figure(title, 3.7)
+    ax = style.dress(fig.subplots())
+    if zero_line:
+        ax.axhline(0, color=style.QUIET, linewidth=1)
+    entries = _draw_lines(ax, lines, at, spread=spread, member_dim=member_dim, colors=colors)
+    ax.margins(x=0.01)
+    ax.set_xlabel(words)
+    first = next(iter(lines.values()))
+    largest = style.largest_of(line for line in lines.values())
+    style.label_axis(ax.yaxis, ylabel or style.name_of(first), str(first.attrs.get("units", "")), largest)
+    if entries > 1:
+        style.legend(ax, entries=entries, longest=max(map(len, lines)))
+    return fig
+
+
+def lead_curves(
+    lines: Mapping[str, xr.DataArray],
+    *,
+    title: str,
+    ylabel: str,
+    spread: str | None = "range",
+    member_dim: str = "member",
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """Scores (lead) or (member, lead) against lead time, from 0 upwards where no score is negative.
+
+    `lead` in days as numbers, or timedelta64; everything else as `series`, units in brackets included.
+    """
+    fig = series(lines, title=title, ylabel=ylabel, spread=spread, member_dim=member_dim, colors=colors)
+    (ax,) = fig.axes
+    if ax.dataLim.ymin >= 0:
+        ax.set_ylim(bottom=0)
+    return fig
+
+
+def spectra(
+    lines: Mapping[str, xr.DataArray],
+    *,
+    title: str,
+    reference_slopes: Sequence[float] = (-3, -5 / 3),
+    spread: str | None = "range",
+    member_dim: str = "member",
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """Spectra on logarithmic axes, wavelengths on top, with guides of known slope.
+
+    `lines`, {legend: (member, wavenumber) or (wavenumber)}, as `isotropic_spectrum` returns them, wavenumber
+    in m-1; ring 0, which holds the mean, is left out. `reference_slopes`, exponents of k to draw from a common
+    point above the spectra; the rest as `series`. Raises ValueError as `series` and for other wavenumbers.
+    """
+    lines = style.computed(lines)
+    style.one_unit(lines.values(), "or draw two figures")
+    for name, line in lines.items():
+        if _abscissa_dim(name, line, member_dim) != "wavenumber":
+            raise ValueError(f"a spectrum needs the dimension 'wavenumber', got {line.dims} for {name!r}")
+        check_units(line["wavenumber"], "m-1")
+    lines = {name: line.isel(wavenumber=line["wavenumber"].to_numpy() > 0) for name, line in lines.items()}
+    at = {name: line["wavenumber"].to_numpy() * 1e3 for name, line in lines.items()}
+    fig = style.new_figure(title, 4.4)
+    ax = style.dress(fig.subplots())
+    ax.set(xscale="log", yscale="log", xlabel="wavenumber [cycles km⁻¹]")
+    _draw_lines(ax, lines, at, spread=spread, member_dim=member_dim, colors=colors)
+    _slope_guides(ax, lines, at, reference_slopes)
+    first = next(iter(lines.values()))
+    style.label_axis(ax.yaxis, style.name_of(first), str(first.attrs.get("units", "")), 1.0)
+    _wavelengths(ax)
+    ax.legend(loc="lower left", frameon=False, fontsize=style.SMALL, labelcolor=style.INK)
+    return fig
+
+
+def _wavelengths(ax: Axes) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten below, in cycles per km, and above, in km."""
+    ax.margins(x=0.03)
+    top = style.dress(ax.secondary_xaxis("top", functions=(_inverse, _inverse)), frame=True, grid=False)
+    top.set_xlabel("wavelength [km]")
+    for axis in (ax.xaxis, top.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _inverse(k: Any) -> _Array:
+    """1/k; matplotlib asks for it at 0 too."""
+    return np.asarray(1 / np.maximum(np.asarray(k, dtype="f8"), 1e-30))
+
+
+def _slope_guides(
+    ax: Axes, lines: Mapping[str, xr.DataArray], at: Mapping[str, _Array], slopes: Sequence[float]
+) -> None:
+    """Dashed lines k^s that start together, above the spectra."""
+    low, high = (f(np.concatenate([*at.values()])) for f in (np.min, np.max))
+    k = np.geomspace(low * (high / low) ** 0.3, low * (high / low) ** 0.85, 2)
+    start = 0.0
+    for name, line in lines.items():
+        energy = line.transpose(..., "wavenumber").to_numpy().reshape(-1, at[name].size)
+        start = max(start, *(3 * float(np.interp(k[0], at[name], e)) for e in energy))
+    if not (np.isfinite(start) and start > 0):
+        return
+    for slope in slopes:
+        values = start * (k / k[0]) ** slope
+        ax.plot(k, values, color=style.QUIET, linewidth=1.2, linestyle=(0, (5, 3)))
+        text = rf"$k^{{{Fraction(slope).limit_denominator(12)}}}$"
+        ax.text(k[1], values[1], f" {text}", fontsize=style.TEXT, color=style.QUIET, va="center")
