@@ -11,25 +11,21 @@ from rich.console import Console
 from ..diagnostics import (
     Report,
     anomaly,
-    bars,
     crps_ensemble,
     dynamic_sea_level,
     global_heat_content,
     global_steric,
     heat_content,
     heat_uptake,
-    lead_curves,
-    maps,
-    rank_bars,
     rank_histogram,
     rmse,
-    series,
     spread_error,
     steric,
     variance_ratio,
     wet_area,
 )
-from ..emulators import Emulator, Noise, Persistence, Samudra, Source, State, samples
+from ..diagnostics.figures import bars, lead_curves, maps, rank_bars, series
+from ..emulators import Emulator, Forcing, Noise, Persistence, Samudra, Source, State, samples
 from ..emulators.nature_forcing import Warming
 from ..emulators.nature_ocean import NatureOcean
 from ..ensembles import Correlated, hindcasts, perturb, rollout, verifying
@@ -47,8 +43,8 @@ def chapter(report: Report, out: Path, members: int, days: int, overwrite: bool,
     runs = _runs(ocean, emulator, out, members, days // 5, overwrite, console)
     report.section(
         "A warming ocean",
-        f"On day 0 the atmosphere over a near-global 4-degree ocean becomes {JUMP:g} K warmer. {members} members of the "
-        "emulator, each under its own stochastic weather, are run beside control members with the same weather. "
+        f"On day 0 the atmosphere over a near-global 4-degree ocean becomes {JUMP:g} K warmer. {members} members of "
+        "the emulator, each under its own stochastic weather, are run beside control members with the same weather. "
         "The nature run, the model that the emulator was trained on, is one more draw of the same climate.",
     )
     _heat(report, runs)
@@ -74,7 +70,7 @@ def _runs(
         kind=Correlated(1e6, 200.0),
     )
     truth = start.spread_to((TRUTH,))
-    cases: dict[str, tuple[Emulator, State, object]] = {
+    cases: dict[str, tuple[Emulator, State, Forcing]] = {
         "nature_warm": (ocean, truth, warm),
         "nature_control": (ocean, truth, calm),
         "ensemble_warm": (emulator, ensemble, warm),
@@ -84,14 +80,15 @@ def _runs(
         name: rollout(
             model, state, forcing, steps=steps, store=out / f"globe_{name}.zarr", noise=noise,
             title=f"{name.replace('_', ' ')} on the embedded globe", overwrite=overwrite, progress=True,
-        )  # type: ignore[arg-type]
+        )
         for name, (model, state, forcing) in cases.items()
     }  # fmt: skip
 
 
 def _heat(report: Report, runs: dict[str, xr.Dataset]) -> None:
     content = {n: global_heat_content(r.thetao, depth=(0, 2000)).compute() for n, r in runs.items()}
-    zetta = {n: ((c - c.isel(time=0)) / 1e21).assign_attrs(units="ZJ", long_name="heat content change") for n, c in content.items()}
+    attrs = {"units": "ZJ", "long_name": "heat content change"}
+    zetta = {n: ((c - c.isel(time=0)) / 1e21).assign_attrs(attrs) for n, c in content.items()}
     report.figure(
         series(
             {
@@ -119,10 +116,11 @@ def _heat(report: Report, runs: dict[str, xr.Dataset]) -> None:
         table["emulator"][band] = float(response.mean())
         table["nature run"][band] = float((rates["nature_warm"] - rates["nature_control"]).squeeze())
         spans.append((float(response.min()), float(response.max())))
+    ranges = "; ".join(f"{b} {low:.2f} to {high:.2f}" for b, (low, high) in zip(BANDS, spans, strict=True))
     report.figure(
-        bars(table, title="Most of the extra heat stays in the upper 300 m", ylabel="heat uptake due to warming [W m-2]"),
-        "Trend of heat content, warm minus control with the same weather, per area of ocean surface. Range of the "
-        "members: " + "; ".join(f"{b}: {lo:.2f} to {hi:.2f}" for b, (lo, hi) in zip(BANDS, spans, strict=True)) + " W m-2.",
+        bars(table, title="Most of the extra heat stays in the upper 300 m", ylabel="heat uptake [W m-2]"),
+        "Heat uptake due to warming: trend of heat content, warm minus control with the same weather, per area of "
+        f"ocean surface. Range of the members: {ranges} W m-2.",
     )
     total = {k: sum(v.values()) for k, v in table.items()}
     report.facts(
@@ -131,9 +129,12 @@ def _heat(report: Report, runs: dict[str, xr.Dataset]) -> None:
             "the same, nature run": f"{total['nature run']:.2f} W m⁻²",
         }
     )
-    column = {n: heat_content(r.thetao.isel(time=slice(-6, None)), depth=(0, 700)).mean("time") for n, r in runs.items()}
+    column = {
+        n: heat_content(r.thetao.isel(time=slice(-6, None)), depth=(0, 700)).mean("time") for n, r in runs.items()
+    }
+    change = column["ensemble_warm"].sel(member=paired) - column["ensemble_control"]
     gain = {
-        "emulator, ensemble mean": column["ensemble_warm"].sel(member=paired).mean("member") - column["ensemble_control"].mean("member"),
+        "emulator, ensemble mean": change.mean("member"),
         "nature run": (column["nature_warm"] - column["nature_control"]).squeeze("member", drop=True),
     }
     attrs = {"units": "GJ m-2", "long_name": "heat content change, 0-700 m"}
@@ -190,10 +191,14 @@ def _skill(report: Report, runs: dict[str, xr.Dataset]) -> None:
         "spread would equal error, and the nature run would take every rank equally often.",
     )
     report.figure(
-        lead_curves({k: by_lead(v) for k, v in curves.items()}, title="Sea surface temperature: spread against error", ylabel="[K]"),
+        lead_curves(
+            {k: by_lead(v) for k, v in curves.items()},
+            title="Sea surface temperature: spread against error",
+            ylabel="[K]",
+        ),
         "Area-weighted over the ocean. Spread counts the finite ensemble (Fortin et al. 2014).",
     )
-    apart = dict(time=slice(6, None, 6), lat=slice(0, None, 4), lon=slice(0, None, 6))  # distant in space and time
+    apart = {"time": slice(6, None, 6), "lat": slice(0, None, 4), "lon": slice(0, None, 6)}
     histogram = rank_histogram(obs.isel(apart), ens.isel(apart)).compute()
     report.figure(
         rank_bars(histogram, title="Where the nature run ranks among the members"),
@@ -268,8 +273,11 @@ def _variance(runs: dict[str, xr.Dataset]) -> list[dict[str, object]]:
         model, reference = (anomaly(f, seasonal) for f in fields)
         ratio = variance_ratio(model, reference.squeeze("member", drop=True), weights=fields[0].areacello).compute()
         rows.append(
-            {"variable": label, "variance ratio": float(ratio.mean()), "lowest member": float(ratio.min()), "highest member": float(ratio.max())}
+            {
+                "variable": label,
+                "variance ratio": float(ratio.mean()),
+                "lowest member": float(ratio.min()),
+                "highest member": float(ratio.max()),
+            }
         )
     return rows
-
-

@@ -71,7 +71,7 @@ def rank_bars(histogram: xr.DataArray, *, title: str, samples: float | None = No
     if not cases >= counts.size or not counts.sum() > 0:
         wanted = f"at least as many independent cases as its {counts.size} ranks"
         raise ValueError(f"a rank histogram needs {wanted}, got {cases:g}: give samples=, or count more cases")
-    fig = style.new_figure(title, 3.4)
+    fig = style.new_figure(title, 3.5)
     ax = style.dress(fig.subplots())
     ax.grid(False, axis="x")
     low, high = flat_band(counts.size - 1, cases)
@@ -116,7 +116,7 @@ def bars(
     if reference is not None:
         ax.axhline(reference, color=style.INK, linewidth=1, linestyle=(0, (5, 3)))
     ax.set_xticks(range(len(groups)), [g.replace(" ", "\n", 1) if len(g) > 12 else g for g in groups])
-    ax.set_ylabel(ylabel)
+    ax.set_ylabel(style.balanced(ylabel, 38))
     if len(table) > 1:
         style.legend(ax, entries=len(table), longest=max(map(len, table)))
     return fig

@@ -100,7 +100,7 @@ def series(
     style.one_unit(lines.values(), "or draw two figures")
     dims = {name: _abscissa_dim(name, line, member_dim) for name, line in lines.items()}
     at, words = abscissae({name: line[dims[name]] for name, line in lines.items()})
-    fig = style.new_figure(title, 3.7)
+    fig = style.new_figure(title, 3.8)
     ax = style.dress(fig.subplots())
     if zero_line:
         ax.axhline(0, color=style.QUIET, linewidth=1)
@@ -158,7 +158,7 @@ def spectra(
         check_units(line["wavenumber"], "m-1")
     lines = {name: line.isel(wavenumber=line["wavenumber"].to_numpy() > 0) for name, line in lines.items()}
     at = {name: line["wavenumber"].to_numpy() * 1e3 for name, line in lines.items()}
-    fig = style.new_figure(title, 4.4)
+    fig = style.new_figure(title, 4.5)
     ax = style.dress(fig.subplots())
     ax.set(xscale="log", yscale="log", xlabel="wavenumber [cycles km⁻¹]")
     _draw_lines(ax, lines, at, spread=spread, member_dim=member_dim, colors=colors)
@@ -191,15 +191,18 @@ def _slope_guides(
 ) -> None:
     """Dashed lines k^s that start together, above the spectra."""
     low, high = (f(np.concatenate([*at.values()])) for f in (np.min, np.max))
-    k = np.geomspace(low * (high / low) ** 0.3, low * (high / low) ** 0.85, 2)
+    k = np.geomspace(low * (high / low) ** 0.3, low * (high / low) ** 0.85, 9)
     start = 0.0
     for name, line in lines.items():
         energy = line.transpose(..., "wavenumber").to_numpy().reshape(-1, at[name].size)
-        start = max(start, *(3 * float(np.interp(k[0], at[name], e)) for e in energy))
+        near = max((np.interp(k, at[name], e) for e in energy), key=lambda e: float(e[0]))
+        # Above the spectra all along, unless they are so much flatter that the guides would leave the page.
+        needed = np.max(near / (k / k[0]) ** min([0.0, *slopes]))
+        start = max(start, float(np.clip(1.7 * needed, 3 * near[0], 10 * near[0])))
     if not (np.isfinite(start) and start > 0):
         return
     for slope in slopes:
         values = start * (k / k[0]) ** slope
         ax.plot(k, values, color=style.QUIET, linewidth=1.2, linestyle=(0, (5, 3)))
         text = rf"$k^{{{Fraction(slope).limit_denominator(12)}}}$"
-        ax.text(k[1], values[1], f" {text}", fontsize=style.TEXT, color=style.QUIET, va="center")
+        ax.text(k[-1], values[-1], f" {text}", fontsize=style.TEXT, color=style.QUIET, va="center")

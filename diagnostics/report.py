@@ -58,8 +58,8 @@ class _Section:
     blocks: list[_Block] = field(default_factory=list)
 
 
-def format_value(value: Any) -> str:
-    """A value as a table shows it: four significant digits, thin spaces in thousands, – for what is missing.
+def format_value(value: Any, digits: int = 4) -> str:
+    """A value as a table shows it: `digits` significant ones, thin spaces in thousands, – for what is missing.
 
     Numbers of numpy and 0-d arrays count as numbers; anything else is its str.
     """
@@ -76,10 +76,10 @@ def format_value(value: Any) -> str:
     if not math.isfinite(number):
         return "–" if math.isnan(number) else ("∞" if number > 0 else "−∞")
     if number and not 1e-3 <= abs(number) < 1e6:
-        mantissa, power = f"{number:.3e}".split("e")
+        mantissa, power = f"{number:.{digits - 1}e}".split("e")
         return f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPT)}".replace("-", "−")
-    digits = max(0, 3 - math.floor(math.log10(abs(number)))) if number else 0
-    return f"{number:,.{digits}f}".replace(",", "\u2009").replace("-", "−")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(number)))) if number else 0
+    return f"{number:,.{decimals}f}".replace(",", "\u2009").replace("-", "−")
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -153,8 +153,8 @@ class Report:
         return self._add("table", {"columns": columns, "body": body, "numeric": numeric}, caption)
 
     def facts(self, facts: Mapping[str, Any]) -> Self:
-        """Add headline numbers as cards, {label: value}; give units in the value, as a str."""
-        return self._add("facts", {label: format_value(value) for label, value in facts.items()})
+        """Add headline numbers as cards, {label: value}: numbers to three digits, or str with units."""
+        return self._add("facts", {label: format_value(value, digits=3) for label, value in facts.items()})
 
     def provenance(self, entries: Mapping[str, Any]) -> Self:
         """Add how it was made, folded away at the end: versions, seeds, checkpoints; nested values as JSON."""

@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import dask
 import matplotlib
@@ -22,7 +22,7 @@ from matplotlib.axes._base import _AxesBase
 from matplotlib.axis import Axis, YAxis
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import Formatter
 
 from .conventions import same_units
 
@@ -76,16 +76,27 @@ def one_unit(fields: Iterable[xr.DataArray], advice: str) -> None:
             raise ValueError(f"{error}; {advice}") from None
 
 
-def new_figure(title: str, height: float) -> Figure:
-    """An empty figure, 7 inches wide and `height` plus its heading high. Raises ValueError without a title."""
+def balanced(text: str, width: int) -> str:
+    """The text in as few lines of at most `width` characters as it needs, of about even length."""
+    lines = textwrap.wrap(text, width)
+    even = -(-len(text) // max(len(lines), 1)) + 4
+    return "\n".join(textwrap.wrap(text, min(even, width)))
+
+
+def new_figure(title: str, height: float, *, constrained: bool = True) -> Figure:
+    """An empty figure, 7 inches wide and `height` plus its heading high, laid out by matplotlib if `constrained`.
+
+    Raises ValueError without a title.
+    """
     if not title.strip():
         raise ValueError("a figure needs a title that says what to see in it")
-    # As few lines as fit, then of even length.
-    width = -(-len(title) // len(textwrap.wrap(title, 62))) + 4
-    lines = textwrap.wrap(title, min(width, 62))
-    fig = Figure(figsize=(WIDTH, height + 0.26 * len(lines)), dpi=100, layout="constrained", facecolor="white")
-    heading = {"fontsize": HEADING, "fontweight": "bold", "color": INK, "parse_math": False}
-    fig.suptitle("\n".join(lines), x=0.012, ha="left", **heading)
+    text = balanced(title, 62)
+    total = height + 0.1 + 0.23 * (text.count("\n") + 1)
+    engine: Literal["constrained"] | None = "constrained" if constrained else None
+    fig = Figure(figsize=(WIDTH, total), dpi=100, layout=engine, facecolor="white")
+    heading: dict[str, Any] = {"fontsize": HEADING, "fontweight": "bold", "color": INK, "parse_math": False}
+    place = {} if constrained else {"y": 1 - 0.06 / total}
+    fig.suptitle(text, x=0.012, ha="left", va="top", **place, **heading)
     return fig
 
 
@@ -138,18 +149,21 @@ def name_of(field: xr.DataArray) -> str:
     return str(field.attrs.get("long_name") or standard or field.name or "value")
 
 
-class _Powers(ScalarFormatter):
-    """Tick labels divided by a fixed power of ten, with no offset beside the axis."""
+class _Powers(Formatter):
+    """Tick labels divided by a power of ten, with as many decimals as tell them apart and no offset."""
 
     def __init__(self, power: int) -> None:
-        super().__init__(useOffset=False, useMathText=False)
         self._power = power
 
-    def _set_order_of_magnitude(self) -> None:
-        self.orderOfMagnitude = self._power
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.fix_minus(f"{x * 10.0**-self._power:.6g}")
 
-    def get_offset(self) -> str:
-        return ""
+    def format_ticks(self, values: Any) -> list[str]:
+        scaled = np.asarray(values, dtype="f8") * 10.0**-self._power
+        step = np.min(np.abs(np.diff(scaled)), initial=np.inf)
+        near = 1e-3 * step if np.isfinite(step) else 1e-6
+        decimals = next((d for d in range(9) if np.all(np.abs(scaled - np.round(scaled, d)) <= near)), 9)
+        return [self.fix_minus(f"{v + 0.0:.{decimals}f}") for v in np.round(scaled, decimals)]
 
 
 def label_axis(axis: Axis, name: str, units: str, largest: float) -> None:
@@ -164,7 +178,7 @@ def label_axis(axis: Axis, name: str, units: str, largest: float) -> None:
     factor = f"10{str(power).translate(_SUPERSCRIPT)}" if power else ""
     inside = " ".join(part for part in (factor, pretty_units(units)) if part)
     text = f"{name} [{inside}]" if inside else name
-    axis.set_label_text("\n".join(textwrap.wrap(text, 36)) if isinstance(axis, YAxis) else text)
+    axis.set_label_text(balanced(text, 38) if isinstance(axis, YAxis) else text)
     if axis.get_scale() == "linear":
         axis.set_major_formatter(_Powers(power))
 
@@ -185,15 +199,13 @@ def colormap_name(field: xr.DataArray, *, anomaly: bool = False) -> str:
 
 
 def colormap(name: str) -> Colormap:
-    """The colour map of this name, of cmocean or else of matplotlib, transparent where data are missing.
+    """The colour map of this name, of cmocean or else of matplotlib.
 
     Raises ValueError for a name that neither knows.
     """
     import cmocean.cm  # here, because cmocean imports pyplot: who draws no maps need not
 
-    found = cmocean.cm.cmap_d.get(name) or matplotlib.colormaps.get(name)
+    found: Colormap | None = cmocean.cm.cmap_d.get(name) or matplotlib.colormaps.get(name)
     if found is None:
         raise ValueError(f"no colour map {name!r}: give a name of cmocean (thermal, balance) or matplotlib (viridis)")
-    found = found.copy()
-    found.set_bad((0, 0, 0, 0))
     return found

@@ -47,6 +47,19 @@ VARIABLES: dict[str, Variable] = {
     "sisnthick": Variable("m", "surface_snow_thickness", "snow thickness on sea ice"),
 }
 
+GRID_ATTRS: dict[str, dict[str, str]] = {
+    "lat": {"units": "degrees_north", "standard_name": "latitude"},
+    "lon": {"units": "degrees_east", "standard_name": "longitude"},
+    "lev": {"units": "m", "positive": "down", "axis": "Z", "standard_name": "depth"},
+    "dz": {"units": "m", "long_name": "layer thickness"},
+    "areacello": {"units": "m2", "standard_name": "cell_area"},
+    "deptho": {"units": "m", "standard_name": "sea_floor_depth_below_geoid"},
+    "wetmask": {"long_name": "wet cells"},
+    "wetmask_corner": {"long_name": "wet north-east corners, where velocities sit"},
+    "lat_corner": {"units": "degrees_north", "standard_name": "latitude"},
+    "lon_corner": {"units": "degrees_east", "standard_name": "longitude"},
+}
+
 ALIASES: dict[str, str] = {"sit": "sithick", "sic": "siconc", "snt": "sisnthick", "HI": "sithick"}
 
 # Canonical units -> the other spellings of the same unit, and conversions (factor, offset) from others.
@@ -95,11 +108,14 @@ def to_canonical_units(array: xr.DataArray, name: str) -> xr.DataArray:
     """The array in the units of the table; lazy in, lazy out.
 
     An array without a `units` attribute is taken to be in the table's units, as the public OM4
-    stores are. Raises UnitsError, naming the variable, for units that are not known.
+    stores are; the table's attributes are filled in. Raises UnitsError,
+    naming the variable, for units that are not known.
     """
     variable, came = VARIABLES.get(name), array.attrs.get("units")
-    if variable is None or came is None or str(came) in _SPELLINGS.get(variable.units, {variable.units}):
+    if variable is None:
         return array
+    if came is None or str(came) in _SPELLINGS.get(variable.units, {variable.units}):
+        return array.assign_attrs({**variable.attrs, **array.attrs, "units": variable.units})
     conversion = _CONVERSIONS.get((str(came), variable.units))
     if conversion is None:
         known = sorted(u for u, wanted in _CONVERSIONS if wanted == variable.units)

@@ -8,8 +8,12 @@ wet or dry as a whole (no partial cells). The returned datasets carry every coor
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
+
+from .names import GRID_ATTRS
 
 EARTH_RADIUS = 6.371e6  # m
 
@@ -111,41 +115,19 @@ def _grid(lat: np.ndarray, lon: np.ndarray, dz: np.ndarray, levels: np.ndarray, 
     edge = np.sin(np.radians(np.append(lat - dlat / 2, lat[-1] + dlat / 2)))
     area = EARTH_RADIUS**2 * np.radians(dlon) * np.diff(edge)
     bottom = np.cumsum(dz)
-    degrees = (
-        {"units": "degrees_north", "standard_name": "latitude"},
-        {
-            "units": "degrees_east",
-            "standard_name": "longitude",
-        },
-    )
+    coords: dict[str, tuple[Any, Any]] = {
+        "lat": ("lat", lat),
+        "lon": ("lon", lon),
+        "lev": ("lev", bottom - dz / 2),
+        "dz": ("lev", dz),
+        "areacello": (("lat", "lon"), np.tile(area[:, None], (1, len(lon)))),
+        "deptho": (("lat", "lon"), np.append(0.0, bottom)[levels]),
+        "wetmask": (("lev", "lat", "lon"), wet),
+        "wetmask_corner": (("lev", "lat", "lon"), _corner_mask(wet)),
+        "lat_corner": ("lat", lat + dlat / 2),
+        "lon_corner": ("lon", lon + dlon / 2),
+    }
     return xr.Dataset(
-        coords={
-            "lat": ("lat", lat, degrees[0]),
-            "lon": ("lon", lon, degrees[1]),
-            "lev": (
-                "lev",
-                bottom - dz / 2,
-                {"units": "m", "positive": "down", "axis": "Z", "standard_name": "depth"},
-            ),
-            "dz": ("lev", dz, {"units": "m", "long_name": "layer thickness"}),
-            "areacello": (
-                ("lat", "lon"),
-                np.tile(area[:, None], (1, len(lon))),
-                {"units": "m2", "standard_name": "cell_area"},
-            ),
-            "deptho": (
-                ("lat", "lon"),
-                np.append(0.0, bottom)[levels],
-                {"units": "m", "standard_name": "sea_floor_depth_below_geoid"},
-            ),
-            "wetmask": (("lev", "lat", "lon"), wet, {"long_name": "wet cells"}),
-            "wetmask_corner": (
-                ("lev", "lat", "lon"),
-                _corner_mask(wet),
-                {"long_name": "wet north-east corners, where velocities sit"},
-            ),
-            "lat_corner": ("lat", lat + dlat / 2, degrees[0]),
-            "lon_corner": ("lon", lon + dlon / 2, degrees[1]),
-        },
+        coords={name: (*values, GRID_ATTRS[name]) for name, values in coords.items()},
         attrs={"zonal_period": period},
     )

@@ -19,12 +19,10 @@ import torch
 import xarray as xr
 from zarr.storage import ZipStore
 
-from .names import ALIASES, flat_name, to_canonical_units
+from .names import ALIASES, GRID_ATTRS, flat_name, to_canonical_units
 from .state import Field, Layout, State
 
-_GRID_NAMES = (
-    "lat", "lon", "areacello", "lev", "dz", "deptho", "wetmask", "wetmask_corner", "lat_corner", "lon_corner",
-)  # fmt: skip
+_GRID_NAMES = tuple(GRID_ATTRS)
 
 
 class SourceError(ValueError):
@@ -108,6 +106,7 @@ def _with_grid(dataset: xr.Dataset) -> xr.Dataset:
             first = first.isel(member=0, drop=True) if "member" in first.dims else first
             dataset = dataset.assign_coords(wetmask=first.notnull())
     loaded = {n: dataset.coords[n].load() for n in _GRID_NAMES if n in dataset.coords}
+    loaded = {n: c.assign_attrs({**GRID_ATTRS[n], **c.attrs}) for n, c in loaded.items()}
     if "wetmask" in loaded and loaded["wetmask"].dtype != bool and not loaded["wetmask"].isnull().any():
         loaded["wetmask"] = loaded["wetmask"].astype(bool)
     return dataset.assign_coords(loaded)
@@ -133,6 +132,7 @@ def grid_of(dataset: xr.Dataset, levels: int | None = None) -> xr.Dataset:
         )
         band = 6.371e6**2 * abs(lon[1] - lon[0]) * np.abs(np.diff(np.sin(np.clip(edges, -np.pi / 2, np.pi / 2))))
         grid = grid.assign_coords(areacello=(("lat", "lon"), np.tile(band[:, None], (1, len(lon))), {"units": "m2"}))
+    grid = grid.drop_encoding()  # how another store was written must not decide how a new one is
     grid.attrs = {k: dataset.attrs[k] for k in ("zonal_period",) if k in dataset.attrs}
     return grid.isel(lev=slice(0, levels)) if levels is not None and "lev" in grid.dims else grid
 

@@ -1,7 +1,7 @@
 """Ensembles: perturb a state, roll an emulator out, record what comes."""
 
-from .perturb import Correlated, Perturbation, White, perturb
 from .hindcast import hindcasts, verifying
+from .perturb import Correlated, Perturbation, White, perturb
 from .record import StoreExistsError, record, states_of
 from .rollout import rollout, trajectory
 

@@ -66,8 +66,6 @@ def verifying(truth: xr.Dataset, forecasts: xr.Dataset) -> xr.Dataset:
     missing = sorted({t for t in flat if t not in known})
     if missing:
         raise KeyError(f"the truth has no record of {missing[0]} and {len(missing) - 1} other valid times")
-    at = xr.DataArray(
-        np.array([known[t] for t in flat]).reshape(forecasts["valid_time"].shape), dims=("init", "lead")
-    )
+    at = xr.DataArray(np.array([known[t] for t in flat]).reshape(forecasts["valid_time"].shape), dims=("init", "lead"))
     found = truth.isel(time=at).drop_vars("time")
     return found.assign_coords({c: forecasts[c] for c in ("init", "lead", "valid_time")})

@@ -8,7 +8,6 @@ import cftime
 import numpy as np
 import pytest
 import xarray as xr
-
 from polynya.diagnostics import annual_cycle, anomaly, variance_ratio
 from polynya.diagnostics.climatology import year_fraction
 
@@ -18,7 +17,9 @@ START = cftime.DatetimeNoLeap(3, 1, 1)
 def series(years: int, cycle: float, noise: float, seed: int = 0) -> xr.DataArray:
     times = np.array([START + k * timedelta(days=5) for k in range(73 * years)], dtype=object)
     phase = 2 * np.pi * np.arange(len(times)) / 73
-    values = 4.0 + cycle * np.cos(phase)[:, None] + noise * np.random.default_rng(seed).standard_normal((len(times), 40))
+    values = (
+        4.0 + cycle * np.cos(phase)[:, None] + noise * np.random.default_rng(seed).standard_normal((len(times), 40))
+    )
     return xr.DataArray(values, dims=("time", "x"), coords={"time": times}, attrs={"units": "degC"}, name="tos")
 
 

@@ -1,0 +1,171 @@
+"""Samudra as an emulator on data in the OM4 layout, against what the original package makes of the same files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from polynya.emulators import CheckpointError, Layout, Noise, Samudra, Source, export, load, open_store
+from polynya.emulators.samudra import load_network, static_maps
+from polynya.emulators.source import _anomalies
+from polynya.ensembles import rollout
+from small import random_state
+from test_emulators import network_emulator
+
+DATA = Path(__file__).parent / "data"
+PIPELINE = np.load(DATA / "om4" / "pipeline.npz")
+WEIGHTS = DATA / "samudra" / "v2_tiny.pt"
+
+
+def statistics(kind: str) -> xr.Dataset:
+    values = json.loads((DATA / "om4" / "statistics.json").read_text())[kind]
+    return xr.Dataset({name: ((), value) for name, value in values.items()})
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Samudra:
+    return load(WEIGHTS, data=DATA / "om4" / "OM4.zarr.zip", means=statistics("means"), stds=statistics("stds"))
+
+
+@pytest.fixture(scope="module")
+def sources(emulator: Samudra) -> tuple[Source, Source]:
+    path = DATA / "om4" / "OM4.zarr.zip"
+    return Source.open(path, emulator.layout), Source.open(path, emulator.forcing_layout)
+
+
+def normal(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+    return (((values - mean[:, None, None]) / std[:, None, None]) * mask).numpy()
+
+
+def test_flat_stores_open_as_compact_fields(sources: tuple[Source, Source]) -> None:
+    dataset = sources[0].dataset
+    assert dataset.thetao.dims == ("time", "lev", "y", "x")
+    assert dataset["wetmask"].dtype == bool and dataset["wetmask"].dims == ("lev", "y", "x")
+    assert dataset.thetao.attrs["units"] == "degC" and dataset["areacello"].attrs["units"] == "m2"
+    assert dataset.thetao.chunks is not None
+
+
+def test_states_and_forcings_are_those_of_the_original_loader(
+    emulator: Samudra, sources: tuple[Source, Source]
+) -> None:
+    state, forcing = sources[0].state("1976-11-08"), sources[1].at(sources[0].times[1])
+    scaling, mask = emulator.scaling, emulator.layout.mask
+    ours = normal(state.data, scaling.mean, scaling.std, mask)
+    assert np.abs(ours - PIPELINE["initial_prognostic"]).max() < 1e-6
+    driven = normal(forcing.data, scaling.forcing_mean, scaling.forcing_std, mask[:1])
+    assert np.abs(driven[0] - PIPELINE["boundary"][0]).max() < 1e-6
+    later = sources[1].at(sources[0].times[3])
+    driven = normal(later.data, scaling.forcing_mean, scaling.forcing_std, mask[:1])
+    assert np.abs(driven[0] - PIPELINE["boundary"][1]).max() < 1e-6
+
+
+def test_a_step_is_the_network_between_normalisations(emulator: Samudra, sources: tuple[Source, Source]) -> None:
+    state = sources[0].state("1976-11-08")
+    with torch.no_grad():
+        new = emulator.step(state, sources[1].at(state.time), Noise(0))
+        mask = emulator.layout.mask
+        reference = load_network(WEIGHTS)(
+            torch.from_numpy(PIPELINE["initial_prognostic"]), torch.from_numpy(PIPELINE["boundary"][:1]), mask
+        )
+    ours = normal(new.data, emulator.scaling.mean, emulator.scaling.std, mask)
+    assert np.abs(ours - reference.numpy()).max() < 1e-5 * float(reference.std())
+    assert new.time - state.time == timedelta(days=10) == emulator.dt
+    assert (new.data[:, ~mask] == 0).all()
+
+
+def test_four_members_roll_out_on_the_real_layout(
+    emulator: Samudra, sources: tuple[Source, Source], tmp_path: Path
+) -> None:
+    start = sources[0].state("1976-11-08", (0, 1, 2, 3))
+    run = rollout(emulator, start, sources[1], steps=3, store=tmp_path / "run.zarr")
+    assert run.thetao.sizes == {"member": 4, "time": 8, "lev": 5, "y": 24, "x": 48}
+    assert run.time.values[0].calendar == "julian"
+    assert {"lat", "lon"} <= set(run.coords) and run.lat.dims == ("y", "x")
+    again = open_store(tmp_path / "run.zarr")
+    assert np.array_equal(again.zos.values, run.zos.values, equal_nan=True)
+
+
+def test_anomalies_are_relative_to_the_day_of_year_of_the_opened_record() -> None:
+    times = xr.date_range("2001-01-01", periods=146, freq="5D", calendar="noleap", use_cftime=True)
+    flux = xr.DataArray(np.arange(146.0), dims="time", coords={"time": times})
+    assert np.allclose(_anomalies(flux), np.where(np.arange(146) < 73, -36.5, 36.5))
+
+
+def test_published_weights_need_a_store_and_say_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds weights alone; give data, means, stds"):
+        load(WEIGHTS)
+    with pytest.raises(FileNotFoundError, match="no statistics at"):
+        load(WEIGHTS, data=DATA / "om4" / "OM4.zarr.zip", means=tmp_path / "none", stds=tmp_path / "none")
+    few = statistics("means").drop_vars(["thetao_3", "zos"])
+    with pytest.raises(CheckpointError, match="the statistics lack thetao_3, zos"):
+        load(WEIGHTS, data=DATA / "om4" / "OM4.zarr.zip", means=few, stds=statistics("stds"))
+
+
+def test_an_exported_emulator_needs_nothing_else(
+    tmp_path: Path, emulator: Samudra, sources: tuple[Source, Source]
+) -> None:
+    again = load(export(emulator, tmp_path / "small.safetensors", data="fixture"))
+    state = sources[0].state("1976-11-08")
+    forcing = sources[1].at(state.time)
+    with torch.no_grad():
+        one, two = (e.step(state, forcing, Noise(0)).data for e in (emulator, again))
+    assert torch.equal(one, two)
+    assert again.layout.slots == (-1, 0) and again.layout.interval == timedelta(days=5)
+    assert (tmp_path / "small.safetensors").stat().st_size < 0.5 * WEIGHTS.stat().st_size
+    assert len(again.checkpoint) == 64 and again.checkpoint[:12] in repr(again)
+
+
+def test_an_exported_small_emulator_keeps_its_statics_and_increments(tmp_path: Path) -> None:
+    emulator = network_emulator()
+    again = load(export(emulator, tmp_path / "e.safetensors"))
+    assert again.statics == emulator.statics and again.increments
+    state, forcing = random_state(emulator.layout), random_state(emulator.forcing_layout)
+    with torch.no_grad():
+        assert torch.equal(again.step(state, forcing, Noise(0)).data, emulator.step(state, forcing, Noise(0)).data)
+
+
+def test_files_that_are_no_emulator_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(FileNotFoundError, match="no emulator at"):
+        load(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"not at all")
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        load(tmp_path / "bad.safetensors")
+    save_file({"w": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="wanted an emulator exported by polynya"):
+        load(tmp_path / "foreign.safetensors")
+
+
+def test_an_untrained_increment_network_is_persistence() -> None:
+    emulator = network_emulator()
+    for parameter in emulator.network.decoder.parameters():
+        torch.nn.init.zeros_(parameter)
+    state, forcing = random_state(emulator.layout), random_state(emulator.forcing_layout)
+    with torch.no_grad():
+        assert torch.equal(emulator.step(state, forcing, Noise(0)).data, state.data)
+
+
+def test_static_maps_are_of_order_one_and_zero_on_land() -> None:
+    layout: Layout = network_emulator().layout
+    maps = static_maps(layout, ("latitude", "cos_longitude", "sin_longitude", "depth", "wet"))
+    assert maps.shape == (5, 8, 12) and float(maps.abs().max()) < 3
+    assert (maps[:, ~layout.mask[0]] == 0).all()
+    with pytest.raises(KeyError):
+        static_maps(layout, ("nonsense",))
+    assert static_maps(layout, ()).shape == (0, 8, 12)
+
+
+def test_land_values_do_not_reach_the_ocean() -> None:
+    emulator = network_emulator()
+    state, forcing = random_state(emulator.layout), random_state(emulator.forcing_layout)
+    litter = torch.where(emulator.layout.mask, state.data, torch.full_like(state.data, 1e6))
+    with torch.no_grad():
+        clean, dirty = (emulator.step(s, forcing, Noise(0)) for s in (state, replace(state, data=litter)))
+    assert torch.equal(clean.data[:, emulator.layout.mask], dirty.data[:, emulator.layout.mask])
