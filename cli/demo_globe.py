@@ -194,7 +194,7 @@ def _skill(report: Report, runs: dict[str, xr.Dataset]) -> None:
         lead_curves(
             {k: by_lead(v) for k, v in curves.items()},
             title="Sea surface temperature: spread against error",
-            ylabel="[K]",
+            ylabel="spread, error, CRPS",
         ),
         "Area-weighted over the ocean. Spread counts the finite ensemble (Fortin et al. 2014).",
     )
@@ -230,7 +230,7 @@ def _forecasts(report: Report, runs: dict[str, xr.Dataset], ocean: NatureOcean, 
             lead_curves(
                 {n: e[variable] for n, e in errors.items()},
                 title=f"{variable}: the emulator beats persistence and climatology",
-                ylabel=f"RMSE [{some[variable].attrs['units']}]",
+                ylabel="RMSE",
             ),
             f"Root-mean-square error over the ocean of forecasts from {len(dates)} dates of a nature run.",
         )
@@ -256,7 +256,7 @@ def _errors(truth: xr.Dataset, forecast: xr.Dataset, area: xr.DataArray) -> xr.D
     }
     out = {}
     for label, (name, level) in shown.items():
-        pair = [d[name] if level is None else d[name].isel(lev=level) for d in (truth, forecast)]
+        pair = [d[name] if level is None else d[name].isel(lev=level, drop=True) for d in (truth, forecast)]
         score = rmse(*pair, dim=("init", *HORIZONTAL), weights=area)
         out[label] = score.assign_attrs(units=truth[name].attrs["units"].replace("degC", "K"))
     return xr.Dataset(out)

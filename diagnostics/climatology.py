@@ -55,5 +55,6 @@ def anomaly(field: xr.DataArray, cycle: xr.DataArray | None = None) -> xr.DataAr
 
 
 def _basis(time: xr.DataArray) -> xr.DataArray:
-    phase = 2 * np.pi * year_fraction(time)
-    return xr.concat([xr.ones_like(phase), np.cos(phase), np.sin(phase)], "harmonic").assign_coords(harmonic=HARMONICS)
+    phase = 2 * np.pi * year_fraction(time).values
+    values = np.stack([np.ones_like(phase), np.cos(phase), np.sin(phase)])
+    return xr.DataArray(values, dims=("harmonic", "time"), coords={"harmonic": HARMONICS, "time": time})

@@ -58,23 +58,22 @@ def _draw_lines(
     """Draw each line at its abscissae: members thin, spread shaded, mean thick. Returns the legend's entries."""
     if spread is not None and spread not in _SPREADS:
         raise ValueError(f"spread must be one of {[*_SPREADS]} or None, got {spread!r}")
-    shades = {}
+    shading = ""
     for name, color in style.colors_of(lines, colors).items():
         line, x, mean = lines[name], at[name], lines[name]
         if member_dim in line.dims:
             mean = line.mean(member_dim)
             if spread is not None and line.sizes[member_dim] > 1:
-                words, limits = _SPREADS[spread]
-                shade = ax.fill_between(x, *limits(line, member_dim), color=color, alpha=0.2, linewidth=0)
-                shades = {"label": words, "artist": shade}
+                shading, limits = _SPREADS[spread]
+                ax.fill_between(x, *limits(line, member_dim), color=color, alpha=0.2, linewidth=0)
             if 1 < line.sizes[member_dim] <= _MANY_MEMBERS:
                 members = line.transpose(..., member_dim).to_numpy()
                 ax.plot(x, members, color=color, linewidth=0.6, alpha=0.5)
         marker: dict[str, Any] = {"marker": "o", "markersize": 4} if x.size <= _FEW_POINTS else {}
         ax.plot(x, mean.to_numpy(), color=color, linewidth=2, label=name, **marker)
-    if shades:
-        ax.fill_between([], [], [], color=style.QUIET, alpha=0.3, linewidth=0, label=shades["label"])
-    return len(lines) + bool(shades)
+    if shading:
+        ax.fill_between([], [], [], color=style.QUIET, alpha=0.3, linewidth=0, label=shading)
+    return len(lines) + bool(shading)
 
 
 def series(
@@ -108,7 +107,7 @@ def series(
     ax.margins(x=0.01)
     ax.set_xlabel(words)
     first = next(iter(lines.values()))
-    largest = style.largest_of(line for line in lines.values())
+    largest = style.largest_of(lines.values())
     style.label_axis(ax.yaxis, ylabel or style.name_of(first), str(first.attrs.get("units", "")), largest)
     if entries > 1:
         style.legend(ax, entries=entries, longest=max(map(len, lines)))

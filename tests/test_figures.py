@@ -88,7 +88,7 @@ def test_maps_are_in_shape_with_land_grey_and_robust_limits():
     spiky[10, 10] = 1e6
     fig = drawn(figures.maps({"truth": spiky, "emulator": spiky}, title=TITLE))
     *panels, bar = fig.axes
-    low, high = np.nanpercentile(spiky, [2, 98])
+    low, high = np.nanpercentile(np.stack([spiky, spiky]), [2, 98])
     for ax, name in zip(panels, ("truth", "emulator"), strict=True):
         assert ax.get_title("left") == name
         assert ax.get_aspect() == pytest.approx(1 / np.cos(np.deg2rad(49.5)), rel=1e-3)
@@ -139,12 +139,12 @@ def test_maps_draw_lazily_held_curvilinear_and_unlabelled_fields():
     coords = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
     curvilinear = xr.DataArray(values, dims=("y", "x"), coords=coords, name="tos", attrs={"units": "degC"})
     panel = panel_of("a", curvilinear)
-    assert panel.box == pytest.approx((-30 + 329.1, 60 + 331, -60, 60), abs=4) or panel.x.max() - panel.x.min() == 90
+    assert np.ptp(panel.x) == pytest.approx(90) and panel.box[2:] == pytest.approx((-60, 60), abs=2)
     rows, _ = np.meshgrid(panel.y, panel.x, indexing="ij")
     inside = np.isfinite(panel.values)
     assert np.abs(panel.values - rows)[inside].max() < 3
     assert not panel.outside.any()
-    assert 0.15 < (~inside).mean() < 0.25
+    assert (~inside).mean() == pytest.approx(np.isnan(values).mean(), abs=0.02)
     plain = curvilinear.drop_vars(["lat", "lon"])
     fig = figures.maps({"a": plain.chunk(y=5)}, title=TITLE)
     assert fig.axes[0].get_xlabel() == "x"
@@ -283,7 +283,7 @@ def test_spectra_leave_out_ring_zero_and_show_wavelengths():
     assert k.size == spectrum.wavenumber.size - 1
     np.testing.assert_allclose(k, spectrum.wavenumber.values[1:] * 1e3)
     assert top.get_xlabel() == "wavelength [km]"
-    np.testing.assert_allclose(1 / np.array(top.get_xlim()), ax.get_xlim())
+    np.testing.assert_allclose(sorted(1 / np.array(top.get_xlim())), ax.get_xlim())
     # A wave of 100 km stands at 0.01 cycles per km on either axis.
     here = ax.transData.transform((0.01, 1))[0], top.transData.transform((100, 0))[0]
     assert here[0] == pytest.approx(here[1])

@@ -1,0 +1,96 @@
+"""The command as a user types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from small import random_state, small_layout
+
+from polynya.cli import main as cli
+from polynya.cli.info import describe
+from polynya.emulators import SourceError, open_store
+from polynya.ensembles import record
+
+
+def told(path: Path) -> str:
+    console = Console(record=True, width=160)
+    describe(path, console)
+    return console.export_text()
+
+
+def test_info_tells_what_a_store_is_and_how_it_was_made(tmp_path: Path) -> None:
+    record([random_state(small_layout(), (4, 5))], tmp_path / "s.zarr", title="two members", provenance={"seed": 3})
+    text = told(tmp_path / "s.zarr")
+    for wanted in ("two members", "noleap", "2: 4 to 5", "thetao", "[degC]", "made by: seed", "made by: versions"):
+        assert wanted in text, wanted
+
+
+@pytest.mark.parametrize("name", ["globe", "channel"])
+def test_info_tells_what_an_emulator_is(name: str) -> None:
+    from importlib.resources import files
+
+    text = told(Path(str(files("polynya.emulators") / "embedded" / f"{name}.safetensors")))
+    assert "Samudra family" in text and "thetao, so, uo, vo, zos" in text and "sha256" in text
+
+
+def test_mistakes_are_one_sentence_and_exit_1(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "polynya.cli.main", "info", str(tmp_path / "none.zarr")], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "FileNotFoundError: no store at" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_info_refuses_an_incomplete_store(tmp_path: Path) -> None:
+    import zarr
+
+    record([random_state(small_layout())], tmp_path / "s.zarr")
+    zarr.open_group(tmp_path / "s.zarr").attrs["status"] = "recording"
+    zarr.consolidate_metadata(tmp_path / "s.zarr")
+    with pytest.raises(SourceError, match="incomplete"):
+        describe(tmp_path / "s.zarr", Console(quiet=True))
+
+
+class Page(HTMLParser):
+    """Counts what a reader would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_demo_writes_a_page_and_stores(tmp_path: Path) -> None:
+    from polynya.cli.demo import run
+
+    out = tmp_path / "demo"
+    page = run(out, members=3, days=40, overwrite=False, console=Console(quiet=True))
+    seen = Page()
+    seen.feed(page.read_text(encoding="utf-8"))
+    assert len(seen.images) >= 14
+    assert all(i["src"].startswith("data:image/") and i["alt"] for i in seen.images)
+    for wanted in ("heat uptake", "W m", "sea level", "CRPS", "analysis beats the free run", "variance ratio"):
+        assert wanted in seen.text, wanted
+    for name in ("globe_ensemble_warm", "globe_nature_warm", "channel_truth", "channel_free", "channel_analysis"):
+        assert open_store(out / f"{name}.zarr").sizes["time"] == 9
+    with pytest.raises(FileExistsError, match="nothing was written"):
+        run(out, members=3, days=40, overwrite=False, console=Console(quiet=True))
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.app(["--help"])
+    shown = capsys.readouterr().out
+    assert "demo" in shown and "info" in shown
