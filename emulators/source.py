@@ -182,13 +182,18 @@ class Source:
         """Member numbers in the dataset; (0,) for a dataset without members."""
         return tuple(self.dataset["member"].values.tolist()) if "member" in self.dataset.dims else (0,)
 
-    def state(self, time: str | cftime.datetime | None = None, members: Sequence[int] | None = None) -> State:
+    def state(
+        self,
+        time: str | cftime.datetime | None = None,
+        members: Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> State:
         """The state at a time (default: the last record) for some members (default: all there are).
 
         A dataset of one member serves any member numbers.
         """
-        index = len(self.times) - 1 if time is None else self._index(time)
-        return self._read(index, tuple(self.members if members is None else members))
+        index = len(self.times) - 1 - max(self.layout.slots) if time is None else self._index(time)
+        return self._read(index, tuple(self.members if members is None else members), dtype)
 
     def at(self, time: cftime.datetime, members: Sequence[int] = (0,)) -> State:
         """The forcing for the step that starts at `time`: the record nearest to it, within half an interval."""
@@ -229,14 +234,14 @@ class Source:
             )
         return index
 
-    def _read(self, index: int, members: tuple[int, ...]) -> State:
+    def _read(self, index: int, members: tuple[int, ...], dtype: torch.dtype = torch.float32) -> State:
         """The state whose time is record `index`."""
         records = self.dataset[list(self.layout.names)].isel(time=[index + s for s in self.layout.slots])
         if "member" in records.dims and records.sizes["member"] == 1 and members != self.members:
             records = records.isel(member=0, drop=True)
         if "member" in records.dims:
             records = records.sel(member=list(members))
-        return self.layout.pack(records.load(), self.times[index], members, torch.float32)
+        return self.layout.pack(records.load(), self.times[index], members, dtype)
 
 
 def cftime_like(text: str, like: cftime.datetime) -> cftime.datetime:

@@ -123,7 +123,8 @@ def reopen(store: str | Path, layout: Layout, members: tuple[int, ...]) -> State
         assert isinstance(array, zarr.Array)
         variables[f.name] = (dims, np.stack([np.asarray(array[:, k]) for k in keep], 1))
     dataset = xr.Dataset(variables, coords={"member": list(members)})
-    return layout.pack(dataset, times[-1] - layout.slots[-1] * layout.interval, members)
+    dtype = torch.float64 if dataset[layout.names[0]].dtype == np.float64 else torch.float32
+    return layout.pack(dataset, times[-1] - layout.slots[-1] * layout.interval, members, dtype)
 
 
 class _Writer:

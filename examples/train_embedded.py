@@ -17,14 +17,15 @@ import cftime
 import numpy as np
 import torch
 import xarray as xr
+from zarr.codecs import BloscCodec
+from zarr.storage import ZipStore
+
 from polynya.emulators import Noise, Samudra, Source, annual_cycle, export, layout_of, open_store, samples
 from polynya.emulators.nature_forcing import Warming
 from polynya.emulators.samudra import NetworkConfig, SamudraNet
 from polynya.emulators.scaling import scaling_of
 from polynya.emulators.training import Windows, parameters, train
 from polynya.ensembles import Correlated, perturb, rollout
-from zarr.codecs import BloscCodec
-from zarr.storage import ZipStore
 
 STATICS = ("latitude", "cos_longitude", "sin_longitude", "depth", "wet")
 YEAR = 73  # records

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import polynya.emulators
 import pytest
 import torch
+
+import polynya.emulators
 from polynya.emulators import nature_ocean as nature
 
 ROOT = Path(__file__).parent.parent

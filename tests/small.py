@@ -5,6 +5,7 @@ from __future__ import annotations
 import cftime
 import numpy as np
 import xarray as xr
+
 from polynya.emulators import Field, Layout, Noise, State
 
 START = cftime.DatetimeNoLeap(2000, 1, 1)

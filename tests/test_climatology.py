@@ -8,6 +8,7 @@ import cftime
 import numpy as np
 import pytest
 import xarray as xr
+
 from polynya.diagnostics import annual_cycle, anomaly, variance_ratio
 from polynya.diagnostics.climatology import year_fraction
 

@@ -4,6 +4,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+
 from polynya.diagnostics import area_mean, area_of, check_units, thickness_of, wet_area
 from polynya.diagnostics.conventions import matched, same_units, thickness_within, weighted_mean
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+
 from polynya.da import (
     ETKF,
     LETKF,

@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import pytest
 import torch
+from small import START, forcing_layout, random_state, small_layout
+
 from polynya.emulators import (
     Bounds,
     Climatology,
@@ -25,7 +27,6 @@ from polynya.emulators import (
 from polynya.emulators import nature_ocean as nature
 from polynya.emulators.samudra import NetworkConfig, SamudraNet
 from polynya.emulators.scaling import Scaling
-from small import START, forcing_layout, random_state, small_layout
 
 Case = tuple[Emulator, State, Callable[[State], State | None]]
 

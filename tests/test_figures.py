@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+
 from polynya.diagnostics import figures, isotropic_spectrum, rank_histogram
 from polynya.diagnostics.abscissa import abscissae
 from polynya.diagnostics.bars import flat_band, rank_shape

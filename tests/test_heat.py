@@ -5,6 +5,7 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+
 from polynya.diagnostics import global_heat_content, heat_content, heat_uptake, tendency, trend, wet_area
 from polynya.diagnostics.heat import CP0, elapsed_seconds
 

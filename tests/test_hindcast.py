@@ -6,9 +6,10 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from small import START, random_state, small_layout
+
 from polynya.emulators import Persistence
 from polynya.ensembles import hindcasts, record, verifying
-from small import START, random_state, small_layout
 
 STEP = timedelta(days=5)
 

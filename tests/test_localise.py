@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from polynya.da import gaspari_cohn, great_circle
 from polynya.da.localise import EARTH_RADIUS, LocalObservations, unit_vectors
 

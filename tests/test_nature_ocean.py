@@ -10,6 +10,8 @@ import cftime
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import solve_banded
+
 from polynya.emulators import Noise, State
 from polynya.emulators import nature_ocean as nature
 from polynya.emulators.nature_forcing import NatureForcing, Warming, Weather
@@ -20,7 +22,6 @@ from polynya.emulators.nature_operators import (
     implicit_diffusion,
     upward_transport,
 )
-from scipy.linalg import solve_banded
 
 START = cftime.DatetimeNoLeap(1, 1, 1)
 RHO_CP = nature.RHO0 * nature.HEAT_CAPACITY

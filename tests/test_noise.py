@@ -9,9 +9,10 @@ import cftime
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+
 from polynya.emulators import philox
 from polynya.emulators.noise import Draws, GivenNoise, Noise
-from scipy import stats
 
 NOISE = Noise(seed=7).stream("perturb")
 DAY = cftime.DatetimeJulian(1975, 1, 3)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy.interpolate import RegularGridInterpolator
+
 from polynya.da import (
     ObservationError,
     Observations,
@@ -18,7 +20,6 @@ from polynya.da import (
     operator_for,
 )
 from polynya.emulators import Field, Layout, LayoutError, Noise, State
-from scipy.interpolate import RegularGridInterpolator
 
 torch.set_num_threads(1)
 DAY = cftime.DatetimeNoLeap(2000, 1, 6)

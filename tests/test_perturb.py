@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small import START, random_state, small_layout
+
 from polynya.emulators import Noise
 from polynya.emulators import nature_ocean as nature
 from polynya.ensembles import Correlated, White, perturb
-from small import START, random_state, small_layout
 
 MANY = tuple(range(2000))
 

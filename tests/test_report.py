@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+
 from polynya.diagnostics import Report
 from polynya.diagnostics.report import format_value
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 import xarray as xr
 import zarr
+from small import START, forcing_layout, random_state, small_layout
+from test_emulators import network_emulator
+
 from polynya.emulators import Draws, Layout, LayoutError, Noise, Source, SourceError, State, layout_of, open_store
 from polynya.ensembles import StoreExistsError, record, rollout, states_of, trajectory
 from polynya.ensembles.record import recorded
-from small import START, forcing_layout, random_state, small_layout
-from test_emulators import network_emulator
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,17 @@ def test_a_killed_run_says_so_and_resumes_in_the_same_bits(tmp_path: Path) -> No
         rollout(Wanderer(layout), start, steps=8, store=store, noise=Noise(2))
     resumed = rollout(Wanderer(layout), start, steps=8, store=store, noise=Noise(2), resume=True)
     assert equal(resumed, whole)
+
+
+def test_a_float64_run_resumes_in_float64(tmp_path: Path) -> None:
+    layout = small_layout()
+    start = random_state(layout).to(torch.float64)
+    whole = rollout(Wanderer(layout), start, steps=4, store=tmp_path / "w.zarr")
+    rollout(Wanderer(layout), start, steps=2, store=tmp_path / "h.zarr")
+    assert equal(rollout(Wanderer(layout), start, steps=4, store=tmp_path / "h.zarr", resume=True), whole)
+    assert whole.zos.dtype == np.float64
+    exact = Source.open(whole, layout).state(dtype=torch.float64)
+    assert np.array_equal(exact["zos"][:, 0].numpy(), whole.zos.isel(time=-1).fillna(0.0).values)
 
 
 def test_stores_are_complete_cf_and_say_how_they_were_made(tmp_path: Path) -> None:

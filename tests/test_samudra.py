@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from small import random_state
+from test_emulators import network_emulator
+
 from polynya.emulators import CheckpointError, Layout, Noise, Samudra, Source, export, load, open_store
 from polynya.emulators.samudra import load_network, static_maps
 from polynya.emulators.source import _anomalies
 from polynya.ensembles import rollout
-from small import random_state
-from test_emulators import network_emulator
 
 DATA = Path(__file__).parent / "data"
 PIPELINE = np.load(DATA / "om4" / "pipeline.npz")

@@ -6,6 +6,7 @@ import gsw
 import numpy as np
 import pytest
 import xarray as xr
+
 from polynya.diagnostics import area_mean, area_of, dynamic_sea_level, global_steric, steric
 from polynya.diagnostics.eos import Place, density, salinity_offset, salinity_slope, sea_pressure
 

@@ -11,6 +11,7 @@ import scipy.stats
 import scoringrules
 import xarray as xr
 import xskillscore
+
 from polynya.diagnostics import bias, crps_ensemble, rank_histogram, rmse, spread_error, variance_ratio
 from polynya.diagnostics.kernels import sorting_network
 

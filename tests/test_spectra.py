@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import xrft
+
 from polynya.diagnostics import isotropic_spectrum, kinetic_energy_spectrum, spectral_slope
 from polynya.diagnostics.spectra import grid_spacing
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from small import START, random_state, small_grid, small_layout
+
 from polynya.emulators import Field, Layout, LayoutError, State, attributes, grid_of, open_store
 from polynya.emulators.names import UnitsError, flat_name, to_canonical_units
-from small import START, random_state, small_grid, small_layout
 
 
 def test_channels_are_ordered_by_slot_field_level() -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from small import START, forcing_layout, random_state, small_layout
+from test_emulators import network_emulator
+
 from polynya.emulators import Noise, Source, State
 from polynya.emulators.scaling import scaling_of
 from polynya.emulators.training import Windows, _average, parameters, train, windows_of
-from small import START, forcing_layout, random_state, small_layout
-from test_emulators import network_emulator
 
 STEP = timedelta(days=5)
 

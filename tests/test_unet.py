@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from polynya.emulators.checkpoint import CheckpointError, load_network
 from polynya.emulators.unet import NetworkConfig, SamudraNet
 
