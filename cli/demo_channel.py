@@ -37,11 +37,11 @@ NAME = "channel"
 MEMBERS = 24
 CYCLES = 30
 NETWORK = (
-    SurfaceField("thetao", error=0.3, coverage=0.4, kind="SST swath"),
-    RandomPoints("zos", error=0.02, count=150, kind="altimeter"),
-    Profiles(25, {"thetao": 0.1, "so": 0.02}, max_depth=2000.0, kind="float"),
+    SurfaceField("thetao", error=0.3, coverage=0.5, stride=2, kind="SST swath"),
+    RandomPoints("zos", error=0.02, count=300, kind="altimeter"),
+    Profiles(40, {"thetao": 0.1, "so": 0.02}, max_depth=2000.0, kind="float"),
 )
-FILTER = LETKF(half_width=1.5e5, vertical_half_width=None, inflation=1.02, rtpp=0.5, max_observations=300)
+FILTER = LETKF(half_width=1.2e5, inflation=1.2, rtpp=0.6, max_observations=300)
 HORIZONTAL = ("lat", "lon")
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import cftime
@@ -110,7 +111,7 @@ class NatureOcean:
     def __reduce__(self) -> tuple[Any, ...]:  # the prepared inverse is rebuilt, not pickled
         return NatureOcean, (self.grid, self.parameters, self.climate, self.interval)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """thetao, so, uo, vo on all levels, zos, and the diagnostic hfds."""
         n = self.grid.sizes["lev"]
@@ -118,7 +119,7 @@ class NatureOcean:
         fields = (Field("thetao", n), Field("so", n), *velocity, Field("zos"), Field("hfds"))
         return Layout(fields, self.grid, (0,), self.interval)
 
-    @property
+    @cached_property
     def forcing_layout(self) -> Layout:
         """tauuo, tauvo and hfatm, constant over a step."""
         return Layout(FORCING_FIELDS, self.grid, (0,), self.interval)

@@ -31,8 +31,16 @@ STATICS = ("latitude", "cos_longitude", "sin_longitude", "depth", "wet")
 YEAR = 73  # records
 
 
-def nature_run(name: str, work: Path, years: int) -> list[Path]:
-    """Spin up, then run members apart: by weather and warming on the globe, by eddies in the channel."""
+# Standard deviations (K and 1e-3) of the initial states that teach the globe's emulator how anomalies decay.
+# Without them every training state lies on one climate, and a year-long rollout drifts off it and away.
+ANOMALIES = {
+    "thetao": [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.03],
+    "so": [0.10, 0.10, 0.08, 0.06, 0.04, 0.03, 0.02, 0.01, 0.005, 0.003],
+}
+
+
+def nature_run(name: str, work: Path, years: int) -> dict[str, Path]:
+    """Spin up, then run members apart: by weather, warming and anomalies on the globe, by eddies in the channel."""
     ocean, noise = samples.nature(name), Noise(20)
     weather = noise.stream("weather")
     start = cftime.DatetimeNoLeap(1, 1, 1)
@@ -51,11 +59,14 @@ def nature_run(name: str, work: Path, years: int) -> list[Path]:
             tag: (state.spread_to((2 * k + 1, 2 * k + 2)), ocean.forcing(warming=w, noise=weather), years * YEAR)
             for k, (tag, w) in enumerate(zip(("control", "step", "ramp"), scenarios, strict=True))
         }
-    stores = []
+        kind = Correlated(1.2e6, 300.0)
+        apart = perturb(state, range(21, 33), amplitude=1.0, scale=ANOMALIES, noise=noise, kind=kind)
+        runs["perturbed"] = (apart, calm, 110)
+    stores = {}
     for tag, (first, forcing, steps) in runs.items():
         store = work / f"{name}_{tag}.zarr"
         rollout(ocean, first, forcing, steps=steps, store=store, with_forcing=True, resume=True, progress=True)
-        stores.append(store)
+        stores[tag] = store
     return stores
 
 
@@ -128,20 +139,39 @@ def main() -> None:
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     stores = nature_run(given.name, given.work, given.years or (6 if given.name == "globe" else 3))
-    skip = 29 if given.name == "channel" else 0  # until the channel's members have forgotten each other
-    opened = [open_store(s).isel(time=slice(skip, None)) for s in stores]
-    layout = layout_of(opened[0], ["thetao", "so", "uo", "vo", "zos"])
-    forcing_layout = layout_of(opened[0], ["tauuo", "tauvo", "hfatm"])
-    states, forcings = ([Source.open(d, of) for d in opened] for of in (layout, forcing_layout))
+    skip = {"free": 29, "perturbed": 2}  # until the members have forgotten each other, or the first shock
+    opened = {tag: open_store(s).isel(time=slice(skip.get(tag, 0), None)) for tag, s in stores.items()}
+    layout = layout_of(next(iter(opened.values())), ["thetao", "so", "uo", "vo", "zos"])
+    forcing_layout = layout_of(next(iter(opened.values())), ["tauuo", "tauvo", "hfatm"])
+    pairs = {tag: (Source.open(d, layout), Source.open(d, forcing_layout)) for tag, d in opened.items()}
+    climate = [p for tag, p in pairs.items() if tag != "perturbed"]
+    states, forcings = ([p[k] for p in climate] for k in (0, 1))
     emulator = untrained(states, forcings, (56, 96))
     print(f"{parameters(emulator.network)} parameters")
     cycle = annual_cycle(states[0].state(t) for t in states[0].times)
-    write_sample(opened[0], emulator, cycle, given.out / f"{given.name}.zarr.zip", 36 if given.name == "globe" else 30)
-    if not given.sample_only:
-        trained = train(emulator, Windows(states, forcings), updates=given.updates, batch=4, steps=(1, 1, 2, 3),
-                        learning_rate=2e-3, progress=True)  # fmt: skip
-        command = f"python examples/train_embedded.py {given.name} --updates {given.updates}"
-        export(trained, given.out / f"{given.name}.safetensors", command=command)
+    records = 36 if given.name == "globe" else 30
+    write_sample(states[0].dataset, emulator, cycle, given.out / f"{given.name}.zarr.zip", records)
+    if given.sample_only:
+        return
+    first = Windows(states, forcings)
+    trained = train(
+        emulator, first, updates=given.updates, batch=4, steps=(1, 1, 2, 3), learning_rate=2e-3, progress=True
+    )
+    if "perturbed" in pairs:  # a second stage, on longer rollouts, with the anomalies weighted twice
+        mixed = [*climate, pairs["perturbed"], pairs["perturbed"]]
+        second = Windows(*([p[k] for p in mixed] for k in (0, 1)))
+        trained = train(
+            trained,
+            second,
+            updates=given.updates * 16 // 35,
+            batch=4,
+            steps=(2, 4),
+            learning_rate=1e-3,
+            seed=1,
+            progress=True,
+        )
+    command = f"python examples/train_embedded.py {given.name} --updates {given.updates}"
+    export(trained, given.out / f"{given.name}.safetensors", command=command)
 
 
 if __name__ == "__main__":
