@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 
 from ..diagnostics import Report
+from ..emulators import samples
 from . import demo_channel, demo_globe
 
 SUMMARY = (
@@ -35,4 +37,12 @@ def run(out: Path, *, members: int, days: int, overwrite: bool, console: Console
         began = time.perf_counter()
         chapter.chapter(report, out, members, days, overwrite, console)
         console.print(f"{chapter.NAME}: {time.perf_counter() - began:.0f} s")
+    report.provenance(
+        {
+            "command": f"polynya demo --members {members} --days {days}",
+            "versions": {p: version(p) for p in ("polynya", "torch", "numpy", "xarray", "zarr", "gsw")},
+            "emulators": {n: repr(samples.emulator(n)) for n in samples.NAMES},
+            "stores": "each holds its own provenance: polynya info STORE",
+        }
+    )
     return report.write(out / "report.html")
