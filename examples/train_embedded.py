@@ -11,7 +11,9 @@ paths of your stores and choose the variables of `layout_of`.
 from __future__ import annotations
 
 import argparse
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cftime
 import numpy as np
@@ -20,13 +22,14 @@ import xarray as xr
 from zarr.codecs import BloscCodec
 from zarr.storage import ZipStore
 
-from polynya.emulators import Noise, Samudra, Source, annual_cycle, export, layout_of, open_store, samples
+from polynya.emulators import Noise, Samudra, Source, State, annual_cycle, export, layout_of, open_store, samples
 from polynya.emulators.nature_forcing import Warming
 from polynya.emulators.samudra import NetworkConfig, SamudraNet
 from polynya.emulators.scaling import scaling_of
 from polynya.emulators.training import Windows, parameters, train
-from polynya.ensembles import Correlated, perturb, rollout
+from polynya.ensembles import Correlated, perturb, rollout, trajectory
 
+Pair = tuple[Source, Source]
 STATICS = ("latitude", "cos_longitude", "sin_longitude", "depth", "wet")
 YEAR = 73  # records
 
@@ -67,6 +70,33 @@ def nature_run(name: str, work: Path, years: int) -> dict[str, Path]:
         store = work / f"{name}_{tag}.zarr"
         rollout(ocean, first, forcing, steps=steps, store=store, with_forcing=True, resume=True, progress=True)
         stores[tag] = store
+    return stores
+
+
+# The globe's third stage, in rounds: length of the emulator's runs, updates, autoregressive steps, learning rate.
+ROUNDS = ((46, 500, (1, 2), 7e-4), (60, 900, (1, 2, 3), 1e-3), (73, 900, (1, 2, 3), 8e-4))
+
+
+def lessons(emulator: Samudra, control: Source, work: Path, number: int, length: int) -> list[Path]:
+    """Short nature runs from states that the emulator's own rollouts reach: what it should have done there.
+
+    An emulator that drifts meets states that no nature run visits. Since the truth is a model, it can be asked
+    about these too (Ross et al. 2011, "A reduction of imitation learning to no-regret online learning").
+    """
+    ocean, noise, stores = samples.nature("globe"), Noise(20 + number), []
+    start = control.state(members=control.members[:1]).replace(members=(0,))
+    for tag, warming, first in (("calm", Warming(), 100 * number), ("warm", Warming(step=2.0), 100 * number + 500)):
+        forcing = ocean.forcing(warming=warming, noise=noise.stream("weather"))
+        kind, members = Correlated(1.2e6, 300.0), range(first, first + 5)
+        ensemble = perturb(start, members, amplitude=0.3, scale=ANOMALIES, noise=noise, kind=kind)
+        with torch.no_grad():
+            visited = list(islice(trajectory(emulator, ensemble, forcing, noise), length))
+        for k in range(3, length, 3):
+            data = torch.cat([visited[k].data, torch.zeros_like(visited[k].data[:, :1])], 1)  # hfds is only written
+            state = State(data, visited[k].time, ocean.layout, visited[k].members)
+            store = work / f"lesson_{number}_{tag}_{k}.zarr"
+            rollout(ocean, state, forcing, steps=3, store=store, with_forcing=True, overwrite=True)
+            stores.append(store)
     return stores
 
 
@@ -127,6 +157,29 @@ def bit_rounded(values: np.ndarray, keep: int) -> np.ndarray:
     return np.where(np.isnan(values), values, rounded.view(np.float32))
 
 
+def steadied(emulator: Samudra, pairs: dict[str, Pair], work: Path, shared: dict[str, Any]) -> Samudra:
+    """Second and third stage: anomalies, weighted twice and over longer rollouts; then rounds of lessons."""
+    mixed = [*pairs.values(), pairs["perturbed"]]
+    emulator = train(emulator, windows(mixed), updates=1600, steps=(2, 4), learning_rate=1e-3, seed=1, **shared)
+    taught: list[list[Pair]] = []
+    for number, (length, updates, steps, rate) in enumerate(ROUNDS, 1):
+        stores = lessons(emulator, pairs["control"][0], work, number, length)
+        opened = [Source.open(s, emulator.layout) for s in stores]
+        taught.append([(s, Source.open(s.dataset, emulator.forcing_layout)) for s in opened])
+        recent = [pair for lesson in taught[-2:] for pair in lesson]
+        often = max(1, round(400 / len(recent)))  # so that lessons are half of what is seen
+        emulator = train(
+            emulator, windows([*pairs.values(), *(recent * often)]), updates=updates, steps=steps,
+            learning_rate=rate, seed=10 + number, decay=0.995, **shared,
+        )  # fmt: skip
+    return emulator
+
+
+def windows(pairs: list[Pair]) -> Windows:
+    """Windows of pairs of state and forcing sources."""
+    return Windows([p[0] for p in pairs], [p[1] for p in pairs])
+
+
 def main() -> None:
     """Run every part for one ocean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,23 +206,11 @@ def main() -> None:
     write_sample(states[0].dataset, emulator, cycle, given.out / f"{given.name}.zarr.zip", records)
     if given.sample_only:
         return
+    shared = {"batch": 4, "progress": True}
     first = Windows(states, forcings)
-    trained = train(
-        emulator, first, updates=given.updates, batch=4, steps=(1, 1, 2, 3), learning_rate=2e-3, progress=True
-    )
-    if "perturbed" in pairs:  # a second stage, on longer rollouts, with the anomalies weighted twice
-        mixed = [*climate, pairs["perturbed"], pairs["perturbed"]]
-        second = Windows(*([p[k] for p in mixed] for k in (0, 1)))
-        trained = train(
-            trained,
-            second,
-            updates=given.updates * 16 // 35,
-            batch=4,
-            steps=(2, 4),
-            learning_rate=1e-3,
-            seed=1,
-            progress=True,
-        )
+    trained = train(emulator, first, updates=given.updates, steps=(1, 1, 2, 3), learning_rate=2e-3, **shared)
+    if given.name == "globe":
+        trained = steadied(trained, pairs, given.work, shared)
     command = f"python examples/train_embedded.py {given.name} --updates {given.updates}"
     export(trained, given.out / f"{given.name}.safetensors", command=command)
 
