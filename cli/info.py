@@ -8,6 +8,7 @@ from pathlib import Path
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..emulators import Samudra, load, open_store
 from ..emulators.training import parameters
@@ -27,36 +28,41 @@ def describe(path: Path, console: Console) -> None:
 def _emulator(path: Path, emulator: Samudra, console: Console) -> None:
     table = _table(str(path))
     config, layout = emulator.network.config, emulator.layout
-    table.add_row("emulator", f"Samudra family, {parameters(emulator.network):,} parameters")
-    table.add_row("predicts", f"{', '.join(layout.names)} ({layout.shape[0]} channels), {emulator.dt.days} days a step")
-    table.add_row("forcing", ", ".join(emulator.forcing_layout.names))
-    table.add_row("grid", f"{layout.shape[1]} x {layout.shape[2]} {layout.dims}")
-    table.add_row("network", f"widths {config.widths}, dilations {config.dilations}, norm {config.norm}")
-    table.add_row("sha256", emulator.checkpoint)
+    _row(table, "emulator", f"Samudra family, {parameters(emulator.network):,} parameters")
+    _row(table, "predicts", f"{', '.join(layout.names)} ({layout.shape[0]} channels), {emulator.dt.days} days a step")
+    _row(table, "forcing", ", ".join(emulator.forcing_layout.names))
+    _row(table, "grid", f"{layout.shape[1]} x {layout.shape[2]} {layout.dims}")
+    _row(table, "network", f"widths {config.widths}, dilations {config.dilations}, norm {config.norm}")
+    _row(table, "sha256", emulator.checkpoint)
     console.print(table)
 
 
 def _store(path: Path, dataset: xr.Dataset, console: Console) -> None:
     table = _table(str(path))
-    table.add_row("title", str(dataset.attrs.get("title", "")))
+    _row(table, "title", str(dataset.attrs.get("title", "")))
     if "time" in dataset.dims:
         time = dataset["time"].values
-        table.add_row("time", f"{time[0]} to {time[-1]}, {len(time)} records, {time[0].calendar} calendar")
+        _row(table, "time", f"{time[0]} to {time[-1]}, {len(time)} records, {time[0].calendar} calendar")
     if "member" in dataset.dims:
         numbers = dataset["member"].values.tolist()
-        table.add_row("members", f"{len(numbers)}: {numbers[0]} to {numbers[-1]}")
-    table.add_row("size", f"{dict(dataset.sizes)}, {dataset.nbytes / 1e6:,.0f} MB unpacked")
-    table.add_row("history", str(dataset.attrs.get("history", "")))
+        _row(table, "members", f"{len(numbers)}: {numbers[0]} to {numbers[-1]}")
+    _row(table, "size", f"{dict(dataset.sizes)}, {dataset.nbytes / 1e6:,.0f} MB unpacked")
+    _row(table, "history", str(dataset.attrs.get("history", "")))
     for name, variable in sorted(dataset.data_vars.items(), key=lambda item: str(item[0])):
         attrs = variable.attrs
-        table.add_row(str(name), f"{variable.dims} [{attrs.get('units', '?')}] {attrs.get('long_name', '')}")
+        _row(table, str(name), f"{variable.dims} [{attrs.get('units', '?')}] {attrs.get('long_name', '')}")
     for key, value in json.loads(dataset.attrs.get("provenance", "{}")).items():
-        table.add_row(f"made by: {key}", json.dumps(value) if isinstance(value, dict) else str(value))
+        _row(table, f"made by: {key}", json.dumps(value) if isinstance(value, dict) else str(value))
     console.print(table)
+
+
+def _row(table: Table, key: str, value: str) -> None:
+    # Text, not markup: brackets are units here.
+    table.add_row(Text(key, style="bold"), Text(value))
 
 
 def _table(title: str) -> Table:
     table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     return table

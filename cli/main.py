@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 app = typer.Typer(
     help="Ensembles, data assimilation and diagnostics for neural ocean emulators.",
@@ -28,7 +29,7 @@ def demo(
     from .demo import run
 
     page = run(out, members=members, days=days, overwrite=overwrite, console=console)
-    console.print(f"The page is at [bold]{page.resolve()}[/bold]", soft_wrap=True)
+    console.print(f"The page is at [bold]{escape(str(page.resolve()))}[/bold]", soft_wrap=True)
 
 
 @app.command()
@@ -46,7 +47,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, KeyError, OSError) as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(
+            f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True, highlight=False
+        )
         raise SystemExit(1) from error
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -223,7 +224,10 @@ class _Writer:
     def finish(self) -> None:
         """Declare the store complete."""
         self.group.attrs["status"] = "complete"
-        zarr.consolidate_metadata(self.path)
+        with warnings.catch_warnings():
+            # Zarr 3 has consolidated metadata as an extension; readers without it just open more files.
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            zarr.consolidate_metadata(self.path)
 
 
 def _provenance(state: State, extra: Mapping[str, Any] | None) -> dict[str, Any]:
