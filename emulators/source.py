@@ -7,6 +7,7 @@ units, and the grid as coordinates, whether the file holds that already or one f
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -46,7 +47,9 @@ def open_store(path: str | Path | xr.Dataset) -> xr.Dataset:
         coder = xr.coders.CFDatetimeCoder(use_cftime=True)
         try:
             store = ZipStore(path, mode="r") if str(path).endswith(".zip") else str(path)
-            dataset = xr.open_zarr(store, decode_times=coder, consolidated=None)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
+                dataset = xr.open_zarr(store, decode_times=coder)
         except Exception as error:
             raise SourceError(
                 f"{path} cannot be read as a Zarr store ({type(error).__name__}: {error}); if a run was cut short, "

@@ -42,7 +42,7 @@ def export(emulator: Samudra, path: str | Path, **provenance: Any) -> Path:
     grid = emulator.layout.grid
     tensors = {f"network.{k}": v.contiguous() for k, v in emulator.network.state_dict().items()}
     tensors |= {f"scaling.{f.name}": getattr(emulator.scaling, f.name).clone() for f in fields(Scaling)}
-    tensors |= {f"grid.{n}": torch.from_numpy(np.ascontiguousarray(grid[n].values)) for n in grid.coords}
+    tensors |= {f"grid.{n}": torch.from_numpy(np.array(grid[n].values)) for n in grid.coords}
     header = {
         "format": _FORMAT,
         "polynya": version("polynya"),

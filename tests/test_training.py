@@ -25,7 +25,7 @@ def truth(records: int = 40, members: tuple[int, ...] = (0, 1)) -> xr.Dataset:
     state, parts = random_state(layout, members), []
     for k in range(records):
         forcing = random_state(forcing_of, members, seed=100 + k).replace(time=state.time)
-        parts.append(xr.merge([state.to_xarray(), forcing.to_xarray()]))
+        parts.append(state.to_xarray().assign(forcing.to_xarray().data_vars))
         push = 0.5 * forcing.data[:, :1] * layout.mask
         state = state.replace(data=0.8 * state.data + push, time=state.time + STEP)
     dataset = xr.concat(parts, "time", data_vars="minimal", coords="minimal", compat="override")
@@ -141,4 +141,4 @@ def test_the_loss_of_persistence_is_about_one() -> None:
     states: list[State] = [source.state(t, (m,)) for m in (0, 1) for t in source.times]
     scaling = scaling_of(emulator.layout, emulator.forcing_layout, states, [forcing.at(t, (0,)) for t in source.times])
     loss = _loss(replace(emulator, scaling=scaling), Windows([source], [forcing]), list(range(39)), 1)
-    assert float(loss) == pytest.approx(1.0, rel=0.35)
+    assert loss.item() == pytest.approx(1.0, rel=0.35)
