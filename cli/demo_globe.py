@@ -160,15 +160,17 @@ def _sea_level(report: Report, runs: dict[str, xr.Dataset]) -> None:
         "Global steric sea level since day 0 (TEOS-10), mean and range of the members, and the nature run.",
     )
     panels = {}
-    for label, name in (("emulator, member 0", "ensemble_warm"), ("nature run", "nature_warm")):
-        last, start = (runs[name].isel(time=t, member=0).load() for t in (-1, 0))
-        local = steric(last.thetao, last.so, reference=start, parts=False).steric
-        dynamic = dynamic_sea_level(last.zos) - dynamic_sea_level(start.zos)
+    for label, name in (("emulator, mean", "ensemble_warm"), ("nature run", "nature_warm")):
+        some = runs[name].isel(member=slice(0, 8))
+        last, start = some.isel(time=-1).load(), some.isel(time=0, member=0).load()
+        local = steric(last.thetao, last.so, reference=start, parts=False).steric.mean("member")
+        dynamic = dynamic_sea_level(last.zos).mean("member") - dynamic_sea_level(start.zos)
         panels[f"steric, {label}"] = (100 * local).assign_attrs(units="cm", long_name="sea level change")
         panels[f"dynamic, {label}"] = (100 * dynamic).assign_attrs(units="cm", long_name="sea level change")
     report.figure(
         maps(panels, title="Sea level changes where heat and currents do", anomaly=True),
-        "Change of sea level from the first to the last day under warming: steric height of the whole column, and "
+        "Change of sea level from the first to the last day under warming, emulator as the mean of up to 8 members: "
+        "steric height of the whole column, and "
         "dynamic sea level (deviation of the sea surface from its global mean).",
     )
 
@@ -229,8 +231,8 @@ def _forecasts(report: Report, runs: dict[str, xr.Dataset], ocean: NatureOcean, 
         best = all(_beats(errors, variable, lead) for lead in (10, 20) if lead in some.lead)
         report.figure(
             lead_curves(
-                {n: e[variable] for n, e in errors.items()},
-                title=f"{variable}: error of forecasts with known forcing"
+                {n: e[variable].isel(lead=slice(1, None)) for n, e in errors.items()},
+                title=f"{variable[0].upper()}{variable[1:]}: error of forecasts with known forcing"
                 + (", best with the emulator at 10 and 20 days" if best else ""),
                 ylabel="RMSE",
             ),
@@ -244,7 +246,10 @@ def _forecasts(report: Report, runs: dict[str, xr.Dataset], ocean: NatureOcean, 
         if lead in some.lead
     ]
     report.table(rows, "Error at 10 and 20 days (RMSE over the ocean); the smallest is the best.")
-    report.table(_variance(runs), "Does a year-long rollout keep its variance? 1 is right, 0 a collapse.")
+    report.table(
+        _variance(runs),
+        "Does the rollout keep its variance? 1 is right, near 0 a collapse, above 1 noise.",
+    )
 
 
 def _beats(errors: dict[str, xr.Dataset], variable: str, lead: float) -> bool:
