@@ -192,13 +192,15 @@ def _skill(report: Report, runs: dict[str, xr.Dataset]) -> None:
         "The members differ by their weather. If the emulator were perfect, the nature run would be one of them: "
         "spread would equal error, and the nature run would take every rank equally often.",
     )
+    last = ", ".join(f"{name} {float(score[-1]):.2f}" for name, score in curves.items())
     report.figure(
         lead_curves(
             {k: by_lead(v) for k, v in curves.items()},
             title="Sea surface temperature: spread against error",
             ylabel="spread, error, CRPS",
         ),
-        "Area-weighted over the ocean. Spread counts the finite ensemble (Fortin et al. 2014).",
+        "Area-weighted over the ocean. Spread counts the finite ensemble (Fortin et al. 2014), CRPS is the fair one "
+        f"(Ferro 2014). On the last day: {last} K.",
     )
     apart = {"time": slice(6, None, 6), "lat": slice(0, None, 4), "lon": slice(0, None, 6)}
     histogram = rank_histogram(obs.isel(apart), ens.isel(apart)).compute()
