@@ -175,17 +175,11 @@ def steadied(emulator: Samudra, pairs: dict[str, Pair], work: Path, shared: dict
             emulator, windows([*pairs.values(), *(recent * often)]), updates=updates, steps=steps,
             learning_rate=rate, seed=10 + number, decay=0.995, **shared,
         )  # fmt: skip
-    long = shared | {"batch": 3}
-    return train(
-        emulator,
-        windows([*pairs.values()]),
-        updates=800,
-        steps=(8, 12),
-        learning_rate=7e-4,
-        seed=30,
-        decay=0.99,
-        **long,
-    )
+    settings = shared | {"batch": 3, "seed": 30, "decay": 0.99}
+    for steps, updates, rate in (((8, 12), 800, 7e-4), ((12,), 320, 5e-4)):
+        everything = windows([*pairs.values()])
+        emulator = train(emulator, everything, updates=updates, steps=steps, learning_rate=rate, **settings)
+    return emulator
 
 
 def windows(pairs: list[Pair]) -> Windows:
@@ -219,7 +213,7 @@ def main() -> None:
     write_sample(states[0].dataset, emulator, cycle, given.out / f"{given.name}.zarr.zip", records)
     if given.sample_only:
         return
-    shared = {"batch": 4, "progress": True}
+    shared: dict[str, Any] = {"batch": 4, "progress": True}
     first = Windows(states, forcings)
     trained = train(emulator, first, updates=given.updates, steps=(1, 1, 2, 3), learning_rate=2e-3, **shared)
     if given.name == "globe":

@@ -81,10 +81,16 @@ def test_the_demo_writes_a_page_and_stores(tmp_path: Path) -> None:
     seen.feed(page.read_text(encoding="utf-8"))
     assert len(seen.images) >= 14
     assert all(i["src"].startswith("data:image/") and i["alt"] for i in seen.images)
-    for wanted in ("heat uptake", "W m", "sea level", "CRPS", "analysis beats the free run", "variance ratio"):
+    for wanted in ("heat uptake", "W m", "sea level", "CRPS", "better than running free", "variance ratio"):
         assert wanted in seen.text, wanted
     for name in ("globe_ensemble_warm", "globe_nature_warm", "channel_truth", "channel_free", "channel_analysis"):
         assert open_store(out / f"{name}.zarr").sizes["time"] == 9
+    truth, free, analysis = (
+        open_store(out / f"channel_{kind}.zarr").isel(time=-1).mean("member") for kind in ("truth", "free", "analysis")
+    )
+    for variable in ("thetao", "so", "uo", "vo", "zos"):
+        error = [float(((run[variable] - truth[variable]) ** 2).mean()) for run in (free, analysis)]
+        assert error[1] < error[0], variable
     with pytest.raises(FileExistsError, match="nothing was written"):
         run(out, members=3, days=40, overwrite=False, console=Console(quiet=True))
 
