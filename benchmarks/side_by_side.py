@@ -1,7 +1,8 @@
 """Ours and the peers', timed in one run, interleaved: `python benchmarks/side_by_side.py [--rounds 5]`.
 
 Prints CPU seconds (median over rounds) and ratios, and writes them as JSON under benchmarks/results/ with the
-hardware named. Nothing else should be running: two busy cores make any number meaningless. Needs the extras `test` and `bench`.
+hardware named. Nothing else should be running: two busy cores make any number meaningless.
+Needs the extras `test` and `bench`.
 """
 
 from __future__ import annotations
