@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .samudra import CheckpointError, NetworkConfig, Samudra, SamudraNet, load_network
 from .scaling import Scaling
-from .source import grid_of, layout_of, open_store
+from .source import Source, grid_of, layout_of, open_store
 from .state import Field, Layout
 
 _FORMAT = "polynya-samudra-1"
@@ -170,8 +170,6 @@ def _scalar_statistics(
 ) -> Scaling:
     if "hfds_anomalies" not in means:
         # Not stored with the public data: the original computes them over the whole opened record.
-        from .source import Source
-
         anomalies = Source.open(store, forcing).dataset["hfds_anomalies"].astype("float64")
         means = means.assign(hfds_anomalies=anomalies.mean())
         stds = stds.assign(hfds_anomalies=anomalies.std())

@@ -26,7 +26,7 @@ import zarr
 from rich.progress import track
 from zarr.codecs import BloscCodec
 
-from ..emulators import Forcing, State, attributes, open_store
+from ..emulators import Forcing, Source, State, attributes, open_store
 from ..emulators.state import MEMBER_ATTRS, Field, Layout
 
 _TIME_UNITS = "seconds since 0001-01-01 00:00:00"
@@ -243,8 +243,6 @@ def _provenance(state: State, extra: Mapping[str, Any] | None) -> dict[str, Any]
 
 def states_of(dataset: xr.Dataset, layout: Layout) -> Iterator[State]:
     """The records of an opened store as States, one by one: the inverse of `record`."""
-    from ..emulators import Source
-
     source = Source.open(dataset, layout)
     for time in source.times[-min(layout.slots) :]:
         yield source.state(time)

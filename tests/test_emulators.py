@@ -128,13 +128,17 @@ def test_land_stays_land(case: Case) -> None:
 
 def test_float64_in_float64_out(case: Case) -> None:
     emulator, state, forcing = case
-    if isinstance(emulator, Samudra):
-        emulator = replace(emulator, network=_double(emulator.network))
-    if isinstance(emulator, Corrected):
-        return  # its inner network is tested on its own
+    emulator = in_double(emulator)
     with torch.no_grad():
         new = emulator.step(state.to(torch.float64), forcing(state.to(torch.float64)), Noise(0))
     assert new.data.dtype == torch.float64
+
+
+def in_double(emulator: Emulator) -> Emulator:
+    """The emulator with its network, if it has one, in float64."""
+    if isinstance(emulator, Corrected):
+        return replace(emulator, emulator=in_double(emulator.emulator))
+    return replace(emulator, network=_double(emulator.network)) if isinstance(emulator, Samudra) else emulator
 
 
 def _double(network: SamudraNet) -> SamudraNet:
@@ -148,8 +152,7 @@ def test_the_gradient_of_five_steps_passes_a_taylor_test(case: Case) -> None:
     emulator, state, forcing = case
     if isinstance(emulator, Corrected):
         pytest.skip("clamped values have no second-order remainder")
-    if isinstance(emulator, Samudra):
-        emulator = replace(emulator, network=_double(emulator.network))
+    emulator = in_double(emulator)
     state = state.sel(state.members[:1]).to(torch.float64)
     size = state.data.std(dim=(0, 2, 3), keepdim=True)
     weight, direction = (
@@ -188,10 +191,7 @@ def test_tangent_and_adjoint_agree(case: Case) -> None:
     emulator, state, forcing = case
     if isinstance(emulator, Climatology):
         pytest.skip("its state has no influence")
-    if isinstance(emulator, Samudra):
-        emulator = replace(emulator, network=_double(emulator.network))
-    if isinstance(emulator, Corrected):
-        emulator = replace(emulator, emulator=replace(emulator.emulator, network=_double(emulator.emulator.network)))
+    emulator = in_double(emulator)
     state = state.sel(state.members[:1]).to(torch.float64)
     size = state.data.std(dim=(0, 2, 3), keepdim=True) + 1e-12
     v, w = (Noise(s).normal((0,), None, state.data.shape[1:], dtype=torch.float64) for s in (5, 6))
