@@ -45,6 +45,8 @@ class Samudra:
         scaling: normalisation constants.
         increments: predict changes from the newest slot instead of absolute values.
         statics: names of static input maps, see `static_maps`.
+        noise_maps: number of input maps of standard normal noise, drawn anew every step: what makes an
+            emulator stochastic, trained with the loss "crps". The last input channels.
         checkpoint: SHA-256 of the weights' file, for provenance.
     """
 
@@ -55,15 +57,16 @@ class Samudra:
     increments: bool = False
     statics: tuple[str, ...] = ()
     checkpoint: str = ""
+    noise_maps: int = 0
 
     def __post_init__(self) -> None:
         config = self.network.config
-        got = self.layout.shape[0] + self.forcing_layout.shape[0] + len(self.statics)
+        got = self.layout.shape[0] + self.forcing_layout.shape[0] + len(self.statics) + self.noise_maps
         if (config.in_channels, config.out_channels) != (got, self.layout.shape[0]):
             raise LayoutError(
                 f"the network takes {config.in_channels} and gives {config.out_channels} channels; the layouts have "
                 f"{self.layout.shape[0]} state + {self.forcing_layout.shape[0]} forcing + {len(self.statics)} static "
-                f"channels and {self.layout.shape[0]} to predict"
+                f"and {self.noise_maps} noise channels and {self.layout.shape[0]} to predict"
             )
 
     def __repr__(self) -> str:
@@ -92,7 +95,7 @@ class Samudra:
         return {}
 
     def step(self, state: State, forcing: State | None, noise: Draws) -> State:
-        """The next time slots, for the same members; the network draws no noise."""
+        """The next time slots, for the same members; noise is drawn if there are `noise_maps`."""
         forcing = check_inputs(self, state, forcing)
         assert forcing is not None
         x, constants = state.data, self.scaling.to(state.data)
@@ -100,7 +103,13 @@ class Samudra:
         wet = mask[: self.layout.shape[0] // self.stride].any(0)
         normal = torch.where(mask, (x - constants.mean) / constants.std, 0.0)
         driven = torch.where(wet, (forcing.data.to(x) - constants.forcing_mean) / constants.forcing_std, 0.0)
-        boundary = torch.cat([driven, self._static.to(x).expand(len(x), -1, -1, -1)], 1)
+        inputs = [driven, self._static.to(x).expand(len(x), -1, -1, -1)]
+        if self.noise_maps:
+            drawn = noise.stream("samudra").normal(
+                state.members, state.time, (self.noise_maps, *x.shape[2:]), device=x.device, dtype=x.dtype
+            )
+            inputs.append(torch.where(wet, drawn, 0.0))
+        boundary = torch.cat(inputs, 1)
         predicted = self.network(normal, boundary, mask)
         if self.increments:
             newest = x[:, self.layout.shape[0] - self.layout.shape[0] // self.stride :]

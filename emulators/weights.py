@@ -53,10 +53,12 @@ def export(emulator: Samudra, path: str | Path, **provenance: Any) -> Path:
         "grid_attrs": grid.attrs,
         "increments": emulator.increments,
         "statics": emulator.statics,
+        "noise_maps": emulator.noise_maps,
         "provenance": provenance,
     }
-    save_file(tensors, path, metadata={"polynya": json.dumps(header)})
-    return Path(path)
+    part = Path(f"{path}.part")  # an interrupted export leaves the file before it
+    save_file(tensors, part, metadata={"polynya": json.dumps(header)})
+    return part.replace(path)
 
 
 def load(
@@ -112,6 +114,7 @@ def _exported(header: dict[str, Any], tensors: dict[str, Tensor], checkpoint: st
         header["increments"],
         tuple(header["statics"]),
         checkpoint,
+        header.get("noise_maps", 0),
     )
 
 

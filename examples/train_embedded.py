@@ -26,10 +26,11 @@ from polynya.emulators import Noise, Samudra, Source, State, annual_cycle, expor
 from polynya.emulators.nature_forcing import Warming
 from polynya.emulators.samudra import NetworkConfig, SamudraNet
 from polynya.emulators.scaling import scaling_of
-from polynya.emulators.training import Windows, parameters, train
+from polynya.emulators.training import Recipe, Windows, parameters, train
 from polynya.ensembles import Correlated, perturb, rollout, trajectory
 
 Pair = tuple[Source, Source]
+RECIPE: dict[str, Any] = {"batch": 4, "learning_rate": 1e-3, "weight_decay": 1e-4}
 STATICS = ("latitude", "cos_longitude", "sin_longitude", "depth", "wet")
 YEAR = 73  # records
 
@@ -157,13 +158,13 @@ def bit_rounded(values: np.ndarray, keep: int) -> np.ndarray:
     return np.where(np.isnan(values), values, rounded.view(np.float32))
 
 
-def steadied(emulator: Samudra, pairs: dict[str, Pair], work: Path, shared: dict[str, Any]) -> Samudra:
+def steadied(emulator: Samudra, pairs: dict[str, Pair], work: Path) -> Samudra:
     """Second to fourth stage: anomalies, weighted twice; rounds of lessons; and rollouts of 40 and 60 days.
 
     After the first stage alone, 10-day forecasts are as good, but a year-long rollout drifts off and away.
     """
     mixed = [*pairs.values(), pairs["perturbed"]]
-    emulator = train(emulator, windows(mixed), updates=1600, steps=(2, 4), learning_rate=1e-3, seed=1, **shared)
+    emulator = train(emulator, windows(mixed), Recipe(1600, steps=(2, 4), seed=1, **RECIPE), progress=True)
     taught: list[list[Pair]] = []
     for number, (length, updates, steps, rate) in enumerate(ROUNDS, 1):
         stores = lessons(emulator, pairs["control"][0], work, number, length)
@@ -171,14 +172,12 @@ def steadied(emulator: Samudra, pairs: dict[str, Pair], work: Path, shared: dict
         taught.append([(s, Source.open(s.dataset, emulator.forcing_layout)) for s in opened])
         recent = [pair for lesson in taught[-2:] for pair in lesson]
         often = max(1, round(400 / len(recent)))  # so that lessons are half of what is seen
-        emulator = train(
-            emulator, windows([*pairs.values(), *(recent * often)]), updates=updates, steps=steps,
-            learning_rate=rate, seed=10 + number, decay=0.995, **shared,
-        )  # fmt: skip
-    settings = shared | {"batch": 3, "seed": 30, "decay": 0.99}
+        recipe = Recipe(updates, steps=steps, seed=10 + number, decay=0.995, **(RECIPE | {"learning_rate": rate}))
+        emulator = train(emulator, windows([*pairs.values(), *(recent * often)]), recipe, progress=True)
     for steps, updates, rate in (((8, 12), 800, 7e-4), ((12,), 320, 5e-4)):
-        everything = windows([*pairs.values()])
-        emulator = train(emulator, everything, updates=updates, steps=steps, learning_rate=rate, **settings)
+        settings = RECIPE | {"batch": 3, "learning_rate": rate}
+        recipe = Recipe(updates, steps=steps, seed=30, decay=0.99, **settings)
+        emulator = train(emulator, windows([*pairs.values()]), recipe, progress=True)
     return emulator
 
 
@@ -213,11 +212,17 @@ def main() -> None:
     write_sample(states[0].dataset, emulator, cycle, given.out / f"{given.name}.zarr.zip", records)
     if given.sample_only:
         return
-    shared: dict[str, Any] = {"batch": 4, "progress": True}
-    first = Windows(states, forcings)
-    trained = train(emulator, first, updates=given.updates, steps=(1, 1, 2, 3), learning_rate=2e-3, **shared)
+    recipe = Recipe(given.updates, steps=(1, 1, 2, 3), **(RECIPE | {"learning_rate": 2e-3}))
+    trained = train(
+        emulator,
+        Windows(states, forcings),
+        recipe,
+        folder=given.work / f"{given.name}_first",
+        resume=True,
+        progress=True,
+    )
     if given.name == "globe":
-        trained = steadied(trained, pairs, given.work, shared)
+        trained = steadied(trained, pairs, given.work)
     command = f"python examples/train_embedded.py {given.name} --updates {given.updates}"
     export(trained, given.out / f"{given.name}.safetensors", command=command)
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +17,12 @@ import xarray as xr
 from small import START, forcing_layout, random_state, small_layout
 from test_emulators import network_emulator
 
-from polynya.emulators import Noise, Source, State
+from polynya.emulators import Noise, Samudra, Source, State, load
+from polynya.emulators.losses import SAMUDRA2, Loss
+from polynya.emulators.samudra import SamudraNet
 from polynya.emulators.scaling import scaling_of
-from polynya.emulators.training import Windows, _average, parameters, train, windows_of
+from polynya.emulators.training import Recipe, _average, _Chain, averaging, parameters, train
+from polynya.emulators.windows import Windows, read_ahead, windows_of
 
 STEP = timedelta(days=5)
 
@@ -71,10 +79,12 @@ def test_a_jump_in_time_is_no_increment_and_a_constant_is_refused() -> None:
 
 def test_windows_are_consecutive_records_of_one_member(windows: Windows) -> None:
     assert windows.count(3, 1) == 2 * (40 - 3)
-    start, forcings, targets = windows.get(37 + 4, 3, 1)
-    assert start.members == (1,) and start.time == START + 4 * STEP
-    assert [t.time for t in targets] == [START + k * STEP for k in (5, 6, 7)]
-    assert [f.time for f in forcings] == [START + k * STEP for k in (4, 5, 6)]
+    window, source, forcing = windows.get(37 + 4, 3, 1), windows.states[0], windows.forcings[0]
+    assert window.time == START + 4 * STEP and window.numbers == (41,)
+    assert torch.equal(window.start, source.state(START + 4 * STEP, (1,)).data)
+    for k in range(3):
+        assert torch.equal(window.targets[k], source.state(START + (5 + k) * STEP, (1,)).data)
+        assert torch.equal(window.forcings[k], forcing.at(START + (4 + k) * STEP, (1,)).data)
     with pytest.raises(IndexError):
         windows.get(windows.count(3, 1), 3, 1)
     with pytest.raises(ValueError, match="too few for windows of 40 steps"):
@@ -83,55 +93,182 @@ def test_windows_are_consecutive_records_of_one_member(windows: Windows) -> None
 
 def test_windows_of_two_slot_emulators_step_by_two() -> None:
     emulator = network_emulator((-1, 0), False)
-    two = windows_of(emulator, [truth()])
-    start, _, targets = two.get(0, 2, emulator.stride)
-    assert start.time == START + STEP
-    assert [t.time for t in targets] == [START + 3 * STEP, START + 5 * STEP]
-    assert torch.equal(targets[0].data[:, :7], two.states[0].state(START + 3 * STEP, (0,)).data[:, :7])
+    two = windows_of(emulator, [truth()], in_memory=True)
+    window = two.get(0, 2, emulator.stride)
+    assert window.time == START + STEP and two.count(4, 2) == 2 * (40 - 2 * 4 - 1)  # n - 2 K - 1, as published
+    for k in (0, 1):
+        assert torch.equal(window.targets[k], two.states[0].state(START + (3 + 2 * k) * STEP, (0,)).data)
+        assert torch.equal(window.forcings[k], two.forcings[0].at(START + (1 + 2 * k) * STEP, (0,)).data)
+    both = two.batch([0, 7], 2, emulator.stride)
+    assert torch.equal(both.targets[:, 1:], two.get(7, 2, emulator.stride).targets)
+
+
+def test_batches_are_read_ahead_in_order_and_errors_come_through(windows: Windows) -> None:
+    asked: list[int] = []
+
+    def read(n: int) -> Any:
+        asked.append(n)
+        if n == 7:
+            raise ValueError("broken record")
+        return n
+
+    ahead: Any = read_ahead(read, 2, 9)
+    assert next(ahead) == 2
+    assert [next(ahead) for _ in range(4)] == [3, 4, 5, 6] and max(asked) <= 6 + 3
+    with pytest.raises(ValueError, match="broken record"):
+        next(ahead)
+
+
+def test_every_window_is_seen_once_an_epoch() -> None:
+    recipe = Recipe(6, batch=4, seed=3)
+    seen = [w for n in range(6) for w in recipe.windows(n, 12)]
+    assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12)) and seen[:12] != seen[12:]
+    assert seen != [w for n in range(6) for w in replace(recipe, seed=4).windows(n, 12)]
+
+
+def test_the_rate_rises_and_falls_as_a_cosine() -> None:
+    recipe = Recipe(100, learning_rate=2.0, warmup=0.1)
+    assert recipe.rate(0) == pytest.approx(0.2, rel=1e-3) and recipe.rate(99) < 1e-3
+    assert recipe.rate(50) == pytest.approx(1.0)
+    published = Recipe.samudra2(70)
+    assert published.rate(0) == 6e-4 and published.rate(35) == pytest.approx(3e-4) and published.loss.dynamic
+    with pytest.raises(ValueError, match="cannot be cut into 3"):
+        Recipe(1, batch=4, accumulate=3)
 
 
 def test_training_learns_and_leaves_its_start_alone(windows: Windows) -> None:
     emulator = network_emulator()
     before = [p.detach().clone() for p in emulator.network.parameters()]
-    trained = train(emulator, windows, updates=150, batch=8, steps=(1, 2), learning_rate=5e-3, decay=0.9)
+    trained = train(emulator, windows, Recipe(150, steps=(1, 2), learning_rate=5e-3, decay=0.9))
     assert all(torch.equal(a, b) for a, b in zip(before, emulator.network.parameters(), strict=True))
     assert not trained.network.training
     errors = {}
+    window = windows.get(30, 1, 1)
+    state = State(window.start, window.time, emulator.layout, (0,))
+    forcing = State(window.forcings[0], window.time, emulator.forcing_layout, (0,))
     for name, model in (("untrained", emulator), ("trained", trained)):
-        start, forcings, targets = windows.get(30, 1, 1)
         with torch.no_grad():
-            errors[name] = float((model.step(start, forcings[0], Noise(0)).data - targets[0].data).square().mean())
-    persistence = float((windows.get(30, 1, 1)[0].data - windows.get(30, 1, 1)[2][0].data).square().mean())
+            errors[name] = float((model.step(state, forcing, Noise(0)).data - window.targets[0]).square().mean())
+    persistence = float((window.start - window.targets[0]).square().mean())
     assert errors["trained"] < 0.3 * errors["untrained"]
     assert errors["trained"] < 0.6 * persistence
 
 
-def test_training_is_reproducible(windows: Windows) -> None:
-    one, two = (train(network_emulator(), windows, updates=5, batch=4, steps=(2,), seed=4) for _ in range(2))
-    pairs = zip(one.network.parameters(), two.network.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+def same(one: Samudra, two: Samudra) -> bool:
+    a, b = one.network.state_dict(), two.network.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def normed_emulator() -> Samudra:
+    """With batch norm: its running statistics are part of what a restart must bring back."""
+    emulator = network_emulator((-1, 0), False)
+    torch.manual_seed(1)
+    return replace(emulator, network=SamudraNet(replace(emulator.network.config, norm="batch")))
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(windows: Windows, updates: int) -> Windows:
+    """Windows that die when the read-ahead has nothing more to give."""
+
+    class Mortal(Windows):
+        asked = 0
+
+        def batch(self, *args: Any) -> Any:
+            Mortal.asked += 1
+            if Mortal.asked > updates:
+                raise KilledError
+            return super().batch(*args)
+
+    return Mortal(windows.states, windows.forcings)
+
+
+@pytest.mark.parametrize("loss", [Loss(), SAMUDRA2], ids=["weighted", "dynamic"])
+def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, loss: Loss) -> None:
+    emulator = normed_emulator()
+    windows = windows_of(emulator, [truth()], in_memory=True)
+    recipe = Recipe(30, batch=2, steps=(1, 2), loss=loss, seed=4)
+    whole = train(emulator, windows, recipe, folder=tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train(emulator, killed_after(windows, 13), recipe, folder=tmp_path / "cut", save_minutes=0)
+    again = train(emulator, windows, recipe, folder=tmp_path / "cut", resume=True)
+    assert same(whole, again)
+    tables = [(tmp_path / n / "training.csv").read_text().splitlines() for n in ("whole", "cut")]
+    assert [row.split(",")[0] for row in tables[1]] == ["update", "10", "20", "30"]
+    assert tables[0][1].split(",")[1:5] == tables[1][1].split(",")[1:5]
+    assert tables[0][0].endswith("zos") and "thetao_2" in tables[0][0]
+    assert same(whole, load(tmp_path / "cut" / "emulator.safetensors"))
+
+
+def test_a_training_is_not_overwritten_and_not_continued_differently(tmp_path: Path) -> None:
+    emulator = normed_emulator()
+    windows = windows_of(emulator, [truth()], in_memory=True)
+    train(emulator, windows, Recipe(2, batch=2, steps=(1,)), folder=tmp_path)
+    before = (tmp_path / "restart.pt").read_bytes()
+    with pytest.raises(FileExistsError, match="resume=True"):
+        train(emulator, windows, Recipe(2, batch=2, steps=(1,)), folder=tmp_path)
+    with pytest.raises(ValueError, match="learning_rate: 0.001 then, 0.01 now"):
+        train(emulator, windows, Recipe(2, batch=2, steps=(1,), learning_rate=0.01), folder=tmp_path, resume=True)
+    assert (tmp_path / "restart.pt").read_bytes() == before
+
+
+def test_micro_batches_and_recomputed_activations_change_nothing(windows: Windows) -> None:
+    emulator = network_emulator()
+    recipe = Recipe(3, batch=4, steps=(2,), learning_rate=1e-2)
+    plain = train(emulator, windows, recipe)
+    for other in (replace(recipe, accumulate=2), replace(recipe, recompute=True)):
+        pairs = zip(plain.network.parameters(), train(emulator, windows, other).network.parameters(), strict=True)
+        assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in pairs)
+
+
+def test_an_ensemble_is_trained_to_have_the_spread_of_its_errors() -> None:
+    """Targets that cannot be known: a fair CRPS finds their mean and spread, with one noise map."""
+    dataset = truth(60)
+    random = Noise(5).stream("unknowable")
+    shape = dataset.zos.shape
+    jumps = random.normal((0,), None, (int(np.prod(shape)),))[0].numpy().reshape(shape)
+    dataset["zos"] = (0.0 * dataset.zos + jumps).astype("float32")
+    plain = network_emulator()
+    config = replace(plain.network.config, in_channels=plain.network.config.in_channels + 1)
+    torch.manual_seed(0)
+    emulator = replace(plain, network=SamudraNet(config), noise_maps=1, increments=False)
+    windows = windows_of(emulator, [dataset], in_memory=True)
+    recipe = Recipe(250, batch=4, steps=(1,), learning_rate=1e-2, decay=0.9, loss=Loss("crps", members=4))
+    trained = train(emulator, windows, recipe)
+    window = windows.get(20, 1, 1)
+    state = State(window.start.repeat(64, 1, 1, 1), window.time, emulator.layout, tuple(range(64)))
+    forcing = State(window.forcings[0].repeat(64, 1, 1, 1), window.time, emulator.forcing_layout, state.members)
+    with torch.no_grad():
+        zos = trained.step(state, forcing, Noise(1))["zos"][:, 0, emulator.layout.mask[-1]]
+    assert float(zos.std(0).mean()) == pytest.approx(1.0, abs=0.3)
+    assert float(zos.mean(0).abs().mean()) < 0.35
 
 
 def test_the_average_follows_its_recurrence() -> None:
-    average, now = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    expected = 0.9 * average.weight.detach() + 0.1 * now.weight.detach()
-    _average(average, now, 0.9)
-    assert torch.allclose(average.weight, expected)
-    assert parameters(now) == 6
+    reference = np.load(Path(__file__).parent / "data" / "samudra" / "loss_and_ema_reference.npz")
+    average, now = torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2, bias=False)
+    weights = torch.from_numpy(reference["ema_weights"])
+    average.weight.data.copy_(weights[0])
+    for n, decay in enumerate(reference["ema_decay"]):
+        now.weight.data.copy_(weights[n + 1])
+        assert averaging(n, 0.999) == pytest.approx(decay, rel=1e-6)
+        _average(average, now, averaging(n, 0.999))
+        assert np.abs(average.weight.detach().numpy() - reference["ema_avg"][n + 1]).max() < 1e-6
+    assert averaging(10**6, 0.999) == 0.999 and parameters(now) == 6
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path: Path) -> None:
     dataset = truth(6)
     broken = dataset.assign(thetao=dataset.thetao * np.float32(np.inf))
     emulator = network_emulator()
     bad = Windows([Source.open(broken.fillna(0.0), emulator.layout)], [Source.open(dataset, emulator.forcing_layout)])
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train(emulator, bad, updates=1, batch=2, steps=(1,))
+        train(emulator, bad, Recipe(1, batch=2, steps=(1,)))
 
 
 def test_the_loss_of_persistence_is_about_one() -> None:
-    from polynya.emulators.training import _loss
-
     emulator = network_emulator()
     for parameter in emulator.network.decoder.parameters():
         torch.nn.init.zeros_(parameter)
@@ -140,5 +277,35 @@ def test_the_loss_of_persistence_is_about_one() -> None:
     forcing = Source.open(dataset, emulator.forcing_layout)
     states: list[State] = [source.state(t, (m,)) for m in (0, 1) for t in source.times]
     scaling = scaling_of(emulator.layout, emulator.forcing_layout, states, [forcing.at(t, (0,)) for t in source.times])
-    loss = _loss(replace(emulator, scaling=scaling), Windows([source], [forcing]), list(range(39)), 1)
-    assert loss.item() == pytest.approx(1.0, rel=0.35)
+    chain = _Chain(replace(emulator, scaling=scaling), Loss())
+    errors = chain(Windows([source], [forcing]).batch(range(39), 1, 1), 1, Noise(0)).detach()
+    assert float(errors.mean()) == pytest.approx(1.0, rel=0.35)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Under torchrun each takes half of every batch; gradients are averaged."""
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    for count, name in ((1, "one"), (2, "two")):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        done = subprocess.run(
+            [*command, str(script), str(tmp_path / name)], env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (load(tmp_path / n / "emulator.safetensors") for n in ("one", "two"))
+    pairs = zip(one.network.parameters(), two.network.parameters(), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in pairs)
+
+
+TWO_PROCESSES = """
+import sys
+from test_emulators import network_emulator
+from test_training import truth
+from polynya.emulators.losses import Loss
+from polynya.emulators.training import Recipe, train, windows_of
+
+emulator = network_emulator((-1, 0), False)
+recipe = Recipe(4, batch=4, steps=(2,), accumulate=2, loss=Loss(units='std'))
+train(emulator, windows_of(emulator, [truth()], in_memory=True), recipe, folder=sys.argv[1])
+"""

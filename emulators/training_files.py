@@ -1,0 +1,111 @@
+"""The folder of a training run: restart file, log and result, each complete or absent at any moment."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .samudra import Samudra
+from .weights import export
+
+if TYPE_CHECKING:
+    from .training import Recipe
+
+_EVERY = 10  # updates per row of the log
+
+
+class TrainingFiles:
+    """`restart.pt`, `training.csv` and `emulator.safetensors` in one folder.
+
+    Args:
+        folder: made if it is not there.
+        settings: what must agree with an earlier run for it to be continued.
+        writes: whether this process writes; of several, one does.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], writes: bool) -> None:
+        self.folder, self.settings, self.writes = folder, json.loads(json.dumps(settings)), writes
+        self.restart, self.table = folder / "restart.pt", folder / "training.csv"
+        self._sums: dict[str, Any] = {}
+
+    def begin(self, resume: bool) -> dict[str, Any] | None:
+        """The restart of an earlier run if there is one and it is to be continued.
+
+        Raises FileExistsError if there is one and it is not; ValueError if it was made differently.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.restart.exists():
+            if self.writes:
+                self.table.unlink(missing_ok=True)  # of a run that died before its first restart
+            return None
+        if not resume:
+            raise FileExistsError(
+                f"{self.folder} holds a training; nothing was touched. Continue it with resume=True, or choose "
+                "another folder"
+            )
+        kept: dict[str, Any] = torch.load(self.restart, map_location="cpu", weights_only=True)
+        now, then = self.settings, json.loads(kept.pop("settings"))
+        different = [
+            f"{key}: {then[part].get(key)!r} then, {now[part].get(key)!r} now"
+            for part in ("recipe", "network")
+            for key in now[part]
+            if now[part][key] != then[part].get(key)
+        ]
+        if different or now["layout"] != then["layout"]:
+            raise ValueError(
+                f"{self.folder} holds a training with other settings ({'; '.join(different) or 'another layout'}); "
+                "continue it with its own, or choose another folder"
+            )
+        if self.writes:
+            self._forget_rows_after(int(kept["updates"]))
+        return kept
+
+    def log(self, update: int, row: dict[str, Any], labels: list[str]) -> None:
+        """Add an update to the log: rows are means over ten."""
+        if not self.writes:
+            return
+        errors: Tensor = row.pop("errors")
+        values = row | dict(zip(labels, errors.tolist(), strict=True))
+        for key, value in values.items():
+            self._sums.setdefault(key, []).append(value)
+        if update % _EVERY:
+            return
+        means = {k: (v[-1] if k in ("steps", "waiting") else sum(v) / len(v)) for k, v in self._sums.items()}
+        self._sums.clear()
+        new = not self.table.exists()
+        with self.table.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["update", *means])
+            writer.writerow([update, *(v if isinstance(v, int) else f"{v:.6g}" for v in means.values())])
+
+    def _forget_rows_after(self, update: int) -> None:
+        """Rows that the restart does not know will be written again."""
+        if not self.table.exists():
+            return
+        with self.table.open(newline="") as file:
+            head, *rows = csv.reader(file)
+        kept = [row for row in rows if len(row) == len(head) and int(row[0]) <= update]
+        part = self.table.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            csv.writer(file).writerows([head, *kept])
+        part.replace(self.table)
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Replace the restart; a crash in between leaves the one before."""
+        if not self.writes:
+            return
+        part = self.restart.with_suffix(".part")
+        torch.save({**content, "settings": json.dumps(self.settings)}, part)
+        part.replace(self.restart)
+
+    def finish(self, emulator: Samudra, recipe: Recipe) -> None:
+        """Export the trained emulator."""
+        if self.writes:
+            export(emulator, self.folder / "emulator.safetensors", recipe=asdict(recipe))

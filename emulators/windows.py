@@ -1,0 +1,163 @@
+"""Training windows: an initial state, the forcing of each step and the states that came, read ahead in batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import cftime
+import torch
+import xarray as xr
+from torch import Tensor
+
+from .samudra import Samudra
+from .source import Source, open_store
+from .state import Layout
+
+_AHEAD = 3  # batches read before they are wanted
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Windows of one update.
+
+    Attributes:
+        start: initial states (window, channel, y, x), physical units.
+        forcings: of each step (step, window, forcing channel, y, x).
+        targets: the state after each step (step, window, channel, y, x).
+        numbers: of the windows; they name the members that noise is drawn for.
+        time: of the first window's initial state.
+    """
+
+    start: Tensor
+    forcings: Tensor
+    targets: Tensor
+    numbers: tuple[int, ...]
+    time: cftime.datetime
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        moved = {n: getattr(self, n).to(device, non_blocking=True) for n in ("start", "forcings", "targets")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows cut from sources, numbered over stores, members and starting records.
+
+    Nothing is kept: a window is read from its store when it is asked for. Data that fit into memory are read
+    fastest from datasets that are loaded, see `windows_of(..., in_memory=True)`.
+
+    Attributes:
+        states: one Source of the emulator's layout per store.
+        forcings: the Source of the same store in the emulator's forcing layout.
+    """
+
+    states: Sequence[Source]
+    forcings: Sequence[Source]
+    _layouts: dict[Any, Layout] = field(default_factory=dict, repr=False)
+
+    def count(self, steps: int, stride: int) -> int:
+        """How many windows of `steps` calls there are, over all stores and members."""
+        return sum(len(s.members) * self._starts(s, steps, stride) for s in self.states)
+
+    def _starts(self, source: Source, steps: int, stride: int) -> int:
+        slots = source.layout.slots
+        starts = len(source.times) + min(slots) - max(slots) - steps * stride
+        if starts < 1:
+            raise ValueError(
+                f"{source.path}: {len(source.times)} records are too few for windows of {steps} steps of {stride} "
+                f"record(s) and time slots {slots}"
+            )
+        return starts
+
+    def get(self, index: int, steps: int, stride: int) -> Batch:
+        """Window `index` alone, as a batch of one. Raises IndexError if there is none."""
+        at = index
+        for number, source in enumerate(self.states):
+            starts = self._starts(source, steps, stride)
+            if at < starts * len(source.members):
+                member, start = source.members[at // starts], at % starts - min(source.layout.slots)
+                records = self._read(number, "states", start, steps * stride, member)
+                driven = self._read(number, "forcings", start, (steps - 1) * stride, member)
+                states = _slots(records, source.layout.slots, steps + 1, stride)
+                forcings = _slots(driven, self.forcings[number].layout.slots, steps, stride)
+                return Batch(states[:1].flatten(0, 1), forcings, states[1:], (index,), source.times[start])
+            at -= starts * len(source.members)
+        raise IndexError(f"no window {index}: there are {self.count(steps, stride)} of {steps} steps")
+
+    def batch(self, chosen: Sequence[int], steps: int, stride: int) -> Batch:
+        """Some windows as one batch."""
+        parts = [self.get(i, steps, stride) for i in chosen]
+        return Batch(
+            torch.cat([p.start for p in parts]),
+            torch.cat([p.forcings for p in parts], 1),
+            torch.cat([p.targets for p in parts], 1),
+            tuple(chosen),
+            parts[0].time,
+        )
+
+    def _read(self, number: int, kind: str, start: int, length: int, member: int) -> Tensor:
+        """Records of a store, from the oldest slot of `start` on (record, channel of one slot, y, x)."""
+        source: Source = getattr(self, kind)[number]
+        slots = source.layout.slots
+        first, records = start + min(slots), length + max(slots) - min(slots) + 1
+        layout = self._layouts.setdefault(
+            (kind, number, records), replace(source.layout, slots=tuple(range(records)))
+        )  # one slot per record: the border to tensors is crossed once per window
+        part = source.dataset[list(layout.names)].isel(time=slice(first, first + records))
+        if "member" in part.dims:
+            part = part.isel(member=0, drop=True) if part.sizes["member"] == 1 else part.sel(member=member, drop=True)
+        data = layout.pack(part.load(), source.times[first]).data
+        return data.view(records, -1, *data.shape[2:])
+
+
+def _slots(records: Tensor, slots: tuple[int, ...], count: int, stride: int) -> Tensor:
+    """The states at every `stride`-th record, with their time slots as channels (state, 1, channel, y, x)."""
+    shift = -min(slots)
+    states = [torch.cat([records[k * stride + shift + s] for s in slots]) for k in range(count)]
+    return torch.stack(states)[:, None]
+
+
+def windows_of(
+    emulator: Samudra, stores: Sequence[Any], *, in_memory: bool = False, climatology: Any = None
+) -> Windows:
+    """Windows from stores that hold both the states and their forcing, as `rollout(with_forcing=True)` writes.
+
+    Args:
+        emulator: its layouts say what is read.
+        stores: paths, or datasets, e.g. of training years only: `open_store(path).sel(time=slice(...))`.
+        in_memory: read the variables now and keep them.
+        climatology: for `hfds_anomalies`, see `Source.open`.
+    """
+    states, forcings = [], []
+    for store in stores:
+        dataset = open_store(store)
+        names = [n for n in (*emulator.layout.names, *emulator.forcing_layout.names) if n in dataset]
+        dataset = dataset[list(dict.fromkeys(names))]
+        dataset = dataset.load() if in_memory else dataset
+        given = {} if climatology is None else {"climatology": climatology}
+        states.append(replace(Source.open(dataset, emulator.layout), path=_name(store)))
+        forcings.append(replace(Source.open(dataset, emulator.forcing_layout, **given), path=_name(store)))
+    return Windows(states, forcings)
+
+
+def _name(store: Any) -> str:
+    return "the dataset" if isinstance(store, xr.Dataset) else str(store)
+
+
+def read_ahead(read: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
+    """`read(first)` to `read(last - 1)` in order, each read in the background while the ones before are used."""
+    with ThreadPoolExecutor(1, "windows") as pool:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for n in range(first, last):
+                while len(waiting) < min(_AHEAD, last - n):
+                    waiting.append(pool.submit(read, n + len(waiting)))
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
