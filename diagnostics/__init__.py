@@ -1,4 +1,4 @@
-"""Diagnostics: heat uptake, sea level, spectra and ensemble skill, lazily on xarray and dask.
+"""Diagnostics: heat uptake, sea level, spectra, variability, ensemble skill and scorecards, lazily on xarray and dask.
 
 Plain functions: xarray in, xarray out, lazy in, lazy out, whatever the chunks; constants and choices are
 written to attrs. They read any CMIP-like store and know nothing of emulators.
@@ -9,33 +9,51 @@ Figures are in `polynya.diagnostics.figures`, imported by name, for workers of a
 from .climatology import annual_cycle, anomaly
 from .conventions import area_mean, area_of, check_units, thickness_of, wet_area
 from .heat import global_heat_content, heat_content, heat_uptake, tendency, trend
+from .indices import nino34
 from .ranks import rank_histogram
+from .regions import REGIONS, Region, select_region
 from .report import Report
+from .scorecard_table import scorecard_table
+from .scorecards import samudra_scorecard
 from .sea_level import dynamic_sea_level, global_steric, steric
 from .skill import bias, crps_ensemble, rmse, spread_error, variance_ratio
 from .spectra import isotropic_spectrum, kinetic_energy_spectrum, spectral_slope
+from .timescales import autocorrelation, temporal_spectrum
+from .variability import deseasoned, detrended, eddy_kinetic_energy, temporal_variance
 
 __all__ = [
+    "REGIONS",
+    "Region",
     "Report",
     "annual_cycle",
     "anomaly",
     "area_mean",
     "area_of",
+    "autocorrelation",
     "bias",
     "check_units",
     "crps_ensemble",
+    "deseasoned",
+    "detrended",
     "dynamic_sea_level",
+    "eddy_kinetic_energy",
     "global_heat_content",
     "global_steric",
     "heat_content",
     "heat_uptake",
     "isotropic_spectrum",
     "kinetic_energy_spectrum",
+    "nino34",
     "rank_histogram",
     "rmse",
+    "samudra_scorecard",
+    "scorecard_table",
+    "select_region",
     "spectral_slope",
     "spread_error",
     "steric",
+    "temporal_spectrum",
+    "temporal_variance",
     "tendency",
     "thickness_of",
     "trend",

@@ -1,4 +1,4 @@
-"""Figures that say what to see: series, spectra, rank histograms, scores against lead time, bars and maps.
+"""Figures that say what to see: series, spectra, rank histograms, scores against lead time, scorecards, bars and maps.
 
 Functions from xarray objects, in memory or lazy, to a `matplotlib.figure.Figure`, drawn without pyplot and
 without a display; `fig.savefig(path)` or `Report.figure` turn it into a picture. Names and units come from
@@ -22,8 +22,9 @@ from .abscissa import abscissae
 from .bars import bars, rank_bars
 from .conventions import check_units
 from .maps import maps
+from .scorecard_figures import scorecard_figure
 
-__all__ = ["bars", "lead_curves", "maps", "rank_bars", "series", "spectra"]
+__all__ = ["bars", "lead_curves", "maps", "rank_bars", "scorecard_figure", "series", "spectra"]
 
 _Array = np.ndarray[Any, Any]
 _Pair = tuple[xr.DataArray, xr.DataArray]
