@@ -8,16 +8,11 @@ Needs the extras `test` and `bench`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
@@ -29,6 +24,7 @@ import torch
 import xarray as xr
 import xrft
 import xskillscore
+from machine import keep
 
 from polynya.diagnostics import crps_ensemble, isotropic_spectrum
 from polynya.emulators import Noise
@@ -91,17 +87,10 @@ def main() -> None:
     """Run every suite and keep the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "side_by_side.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    results: dict[str, object] = {
-        "hardware": f"{_processor()}, 1 thread",
-        "load": os.getloadavg()[0],
-        "date": datetime.now(UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "versions": {p: version(p) for p in ("numpy", "scoringrules", "properscoring", "xskillscore", "xrft", "torch")},
-    }
+    results: dict[str, object] = {}
     for title, make in SUITES.items():
         seconds = measure(make(), given.rounds)
         ours = next(iter(seconds.values()))
@@ -109,16 +98,7 @@ def main() -> None:
         for name, value in seconds.items():
             print(f"  {name:32s} {value:8.3f} CPU s   {value / ours:6.1f} x ours")
         results[title] = {name: round(value, 4) for name, value in seconds.items()}
-    given.out.parent.mkdir(exist_ok=True)
-    given.out.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    keep("side_by_side", results, ("numpy", "scoringrules", "properscoring", "xskillscore", "xrft", "torch"), 1)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,26 @@ def info(
     describe(path, console)
 
 
+@app.command()
+def stats(
+    store: Annotated[Path, typer.Argument(help="A Zarr store with a record of the ocean.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .zarr.zip, or folder, .zarr.")],
+    start: Annotated[
+        str | None,
+        typer.Option(help="First date, 1975-01-03. Give the training years only, or the test period leaks in."),
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Last date, 2013-10-05.")] = None,
+    variables: Annotated[str | None, typer.Option(help="Names, with commas between. Default: all known ones.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT.")] = False,
+) -> None:
+    """Compute mean, spread and typical change of every variable, and the heat-flux climatology."""
+    from .stats import write
+
+    names = None if variables is None else [v.strip() for v in variables.split(",")]
+    path = write(store, out, start=start, end=end, variables=names, overwrite=overwrite, console=console)
+    console.print(f"The statistics are at [bold]{escape(str(path.resolve()))}[/bold]", soft_wrap=True)
+
+
 def main() -> None:
     """Run the command; errors of the user's making are one sentence, not a traceback."""
     try:

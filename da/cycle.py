@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from ..emulators import Draws, Emulator, Forcing, State
 from ..ensembles import trajectory
+from ..ensembles.record import shifted
 from .observations import ObservationError, Observations
 from .operators import newest
 
@@ -55,7 +56,7 @@ def cycle(
     """
     yield state
     for observed in observations:
-        steps = _steps_to(observed, state, emulator)
+        steps = _steps_to(observed, state, emulator, forcing)
         forecasts = islice(trajectory(emulator, state, forcing, noise), 1, steps + 1)
         for k, state in enumerate(forecasts, 1):
             if k == steps:
@@ -65,8 +66,8 @@ def cycle(
             yield state
 
 
-def _steps_to(observed: Observations, state: State, emulator: Emulator) -> int:
-    """How many emulator steps lead from a state to the time of observations."""
+def _steps_to(observed: Observations, state: State, emulator: Emulator, forcing: Forcing | None) -> int:
+    """How many emulator steps lead from a state to the time of observations, as `trajectory` dates them."""
     now = newest(state)
     try:
         ahead = observed.time - now
@@ -74,11 +75,14 @@ def _steps_to(observed: Observations, state: State, emulator: Emulator) -> int:
         raise ObservationError(
             f"wanted observations dated in the state's calendar {now.calendar}, got {observed.time.calendar}"
         ) from error
-    steps, rest = divmod(ahead, emulator.dt)
-    if steps < 1 or rest:
+    steps, date = 0, state.time
+    lag = now - state.time  # of the newest slot, which is what is observed
+    while date + lag < observed.time:
+        steps, date = steps + 1, shifted(forcing, date, emulator.dt)
+    if steps < 1 or date + lag != observed.time:
         raise ObservationError(
             f"observations of {observed.time} are {ahead} after the state of {now}: wanted a whole number >= 1 of "
             f"emulator steps ({emulator.dt}). Give them in order of time, join those of one time with "
             "`Observations.concat`, and analyse an initial state before the cycle"
         )
-    return int(steps)
+    return steps

@@ -1,18 +1,24 @@
 """Emulators: the values that flow, nature runs, networks and their training."""
 
 from . import samples
+from .conservation import Conserve
 from .emulator import Bounds, Climatology, Corrected, Emulator, Forcing, Persistence, annual_cycle
+from .grids import gaussian_grid, grid_of, layout_of
 from .names import UnitsError, attributes
 from .noise import Draws, GivenNoise, Noise
 from .samudra import CheckpointError, Samudra
-from .source import Source, SourceError, grid_of, layout_of, open_store
+from .scaling import StatisticsError, scaling_from
+from .source import Source
 from .state import Field, Layout, LayoutError, State
+from .statistics import open_statistics, save_statistics, statistics_of
+from .stores import SourceError, StoreExistsError, open_store
 from .weights import export, load
 
 __all__ = [
     "Bounds",
     "CheckpointError",
     "Climatology",
+    "Conserve",
     "Corrected",
     "Draws",
     "Emulator",
@@ -27,13 +33,20 @@ __all__ = [
     "Source",
     "SourceError",
     "State",
+    "StatisticsError",
+    "StoreExistsError",
     "UnitsError",
     "annual_cycle",
     "attributes",
     "export",
+    "gaussian_grid",
     "grid_of",
     "layout_of",
     "load",
+    "open_statistics",
     "open_store",
     "samples",
+    "save_statistics",
+    "scaling_from",
+    "statistics_of",
 ]

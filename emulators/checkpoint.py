@@ -12,6 +12,7 @@ behind the `module.` of distributed training.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -74,6 +75,12 @@ def load_network(
     # Cloned, because tensors of a mapped file would follow the file.
     network.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
     return network.eval()
+
+
+def sha256_of(path: Path) -> str:
+    """The identity of a file of weights, for provenance."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -85,6 +85,7 @@ _CONVERSIONS: dict[tuple[str, str], tuple[float, float]] = {
 }
 
 _FLAT = re.compile(r"^(?P<name>[a-z]+)_(?:lev_)?(?P<level>\d+(?:_\d+)?)$")
+_MASKS = {"mask", "wetmask"}
 
 
 class UnitsError(ValueError):
@@ -102,6 +103,20 @@ def flat_name(name: str) -> tuple[str, str] | None:
     if match is None or match["name"] not in VARIABLES:
         return None
     return match["name"], match["level"]
+
+
+def level_of(name: str) -> float:
+    """3 for `thetao_3`, 2.5 for `thetao_lev_2_5`. Raises ValueError for a name without a level."""
+    match = _FLAT.match(name)
+    if match is None:
+        raise ValueError(f"wanted a name with a level like thetao_3 or thetao_lev_2_5, got {name!r}")
+    return float(match["level"].replace("_", "."))
+
+
+def mask_level(name: str) -> float | None:
+    """The level of a flat wet mask, 3 for `mask_3`; None for any other name."""
+    match = _FLAT.match(name)
+    return level_of(name) if match is not None and match["name"] in _MASKS else None
 
 
 def to_canonical_units(array: xr.DataArray, name: str) -> xr.DataArray:

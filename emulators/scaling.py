@@ -1,18 +1,20 @@
-"""Normalisation: mean and standard deviation per channel, and the size of a typical change.
-
-Statistics run over wet cells and the records given (training years only, if that is what is given), in
-one pass and in float64, so that a store larger than memory is no obstacle.
-"""
+"""Normalisation: mean and standard deviation per channel, and the size of a typical change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
-from .state import Layout, State
+from .state import Layout
+
+
+class StatisticsError(ValueError):
+    """Constants that cannot normalise the variables asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,66 +38,49 @@ class Scaling:
         return Scaling(**{f.name: getattr(self, f.name).to(like).view(-1, 1, 1) for f in fields(self)})
 
 
-def scaling_of(layout: Layout, forcing_layout: Layout, states: Iterable[State], forcings: Iterable[State]) -> Scaling:
-    """Statistics of records, each a one-slot State; consecutive states of the same members give increments.
+def scaling_from(statistics: xr.Dataset, layout: Layout, forcing_layout: Layout) -> Scaling:
+    """Normalisation constants from statistics per variable and level, as `statistics_of` makes them.
 
     Args:
-        layout, forcing_layout: of the emulator; with several slots, every slot gets the same constants.
-        states: records in order of time; a jump in time starts a new series.
-        forcings: forcing records, in any order.
+        statistics: `NAME_mean`, `NAME_std` and `NAME_increment`, with dimension `lev` for variables with levels;
+            increments that are missing are taken to be the standard deviations.
+        layout, forcing_layout: of the emulator; every time slot gets the same constants.
 
-    A forcing that never varies is only centred. Raises ValueError for a state channel that never varies.
+    Raises StatisticsError, naming variable and level, for constants that are missing, not finite, or zero where
+    they divide.
     """
-    state, change, driven = _Moments(), _Moments(), _Moments()
-    wet = layout.mask[: layout.shape[0] // len(layout.slots)]
-    previous: State | None = None
-    for now in states:
-        state.add(now.data, wet)
-        if previous is not None and now.time - previous.time == layout.interval and now.members == previous.members:
-            change.add(now.data - previous.data, wet)
-        previous = now
-    forcing_wet = forcing_layout.mask[: forcing_layout.shape[0] // len(forcing_layout.slots)]
-    for forcing in forcings:
-        driven.add(forcing.data, forcing_wet)
-    flat = (state.std() <= 1e-12).nonzero().flatten().tolist()
-    if flat:
-        labels = [layout.channel_labels()[k] for k in flat]
-        raise ValueError(f"constant over these records: {', '.join(labels)}; leave them out, or give more records")
-    spread = driven.std()
-    n, m = len(layout.slots), len(forcing_layout.slots)
+    state, forced = (len(of.slots) for of in (layout, forcing_layout))
     return Scaling(
-        state.mean().float().repeat(n),
-        state.std().float().repeat(n),
-        change.std().clamp(min=1e-12).float().repeat(n),
-        driven.mean().float().repeat(m),
-        torch.where(spread > 1e-12, spread, 1.0).float().repeat(m),
+        _constants(statistics, layout, "mean").repeat(state),
+        _constants(statistics, layout, "std").repeat(state),
+        _constants(statistics, layout, "increment").repeat(state),
+        _constants(statistics, forcing_layout, "mean").repeat(forced),
+        _constants(statistics, forcing_layout, "std").repeat(forced),
     )
 
 
-class _Moments:
-    """Count, sum and centred sum of squares per channel, added up in float64 (Chan et al. 1979)."""
+def _constants(statistics: xr.Dataset, layout: Layout, kind: str) -> Tensor:
+    """One kind of constant for the channels of one slot."""
+    values: list[float] = []
+    for f in layout.fields:
+        name = f"{f.name}_{kind}"
+        if kind == "increment" and name not in statistics:
+            name = f"{f.name}_std"
+        known = np.atleast_1d(statistics[name].values.astype(float)) if name in statistics else np.empty(0)
+        values += [*known[: f.channels], *[np.nan] * (f.channels - len(known))]
+    pairs = list(zip(layout.channel_labels(), values, strict=True))
+    missing = [label for label, value in pairs if not np.isfinite(value)]
+    if missing:
+        have = sorted({str(n).rsplit("_", 1)[0] for n in statistics.data_vars})
+        raise StatisticsError(f"the statistics lack the {kind} of {_few(missing)}; they are of {_few(have)}")
+    zero = [] if kind == "mean" else [label for label, value in pairs if value <= 0]
+    if zero:
+        raise StatisticsError(
+            f"the statistics have a {kind} of 0 for {_few(zero)}, by which nothing can be divided; leave those "
+            "variables or levels out, or compute statistics over records in which they vary"
+        )
+    return torch.tensor(values, dtype=torch.float32)
 
-    def __init__(self) -> None:
-        self.count: Tensor | float = 0.0
-        self.total: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
 
-    def add(self, data: Tensor, wet: Tensor) -> None:
-        """Include (member, channel, y, x) values where `wet` (channel, y, x)."""
-        x = data.detach().double()
-        count = (wet.sum((1, 2)) * len(x)).double()
-        total = (x * wet).sum((0, 2, 3))
-        mean = total / count.clamp(min=1)
-        square = (((x - mean[:, None, None]) * wet) ** 2).sum((0, 2, 3))
-        if isinstance(self.count, Tensor):
-            shift = mean - self.mean()
-            square = square + shift**2 * self.count * count / (self.count + count)
-        self.count, self.total, self.square = self.count + count, self.total + total, self.square + square
-
-    def mean(self) -> Tensor:
-        """(channel,)."""
-        return torch.as_tensor(self.total / self.count)
-
-    def std(self) -> Tensor:
-        """(channel,), divisor n."""
-        return torch.as_tensor(self.square / self.count).sqrt()
+def _few(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,16 +1,12 @@
-"""Source: a dataset read as states and forcings, lazily, by time.
-
-`open_store` gives any store the package's names: compact variables `thetao(time, lev, y, x)`, canonical
-units, and the grid as coordinates, whether the file holds that already or one flat variable per level
-(`thetao_0`, ..., `mask_0`, ...), as the public OM4 stores do. Everything stays lazy.
-"""
+"""Source: a dataset read as states and forcings, lazily, by time."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,126 +14,16 @@ import cftime
 import numpy as np
 import torch
 import xarray as xr
-from zarr.storage import ZipStore
+from numpy.typing import NDArray
 
-from .names import ALIASES, GRID_ATTRS, flat_name, to_canonical_units
-from .state import Field, Layout, State
+from .anomalies import anomalies, means_from, means_of
+from .grids import gaussian_grid, grid_of, layout_of, require_levels
+from .state import Layout, LayoutError, State
+from .stores import SourceError, dates_of, open_store, open_zarr, ticks, usual_step
 
-_GRID_NAMES = tuple(GRID_ATTRS)
+__all__ = ["Source", "SourceError", "cftime_like", "gaussian_grid", "grid_of", "layout_of", "open_store"]
 
-
-class SourceError(ValueError):
-    """A store cannot be read as what was asked of it."""
-
-
-def open_store(path: str | Path | xr.Dataset) -> xr.Dataset:
-    """Open a Zarr store (or take a Dataset) with canonical names and units, cftime dates and grid coordinates.
-
-    Args:
-        path: Zarr store (a folder, a URL, or one `.zip` file), or a Dataset opened with cftime dates.
-
-    Raises FileNotFoundError if there is no such store, SourceError if the store's recording was cut
-    short, UnitsError for unknown units.
-    """
-    if isinstance(path, xr.Dataset):
-        dataset = path
-    else:
-        if "://" not in str(path) and not Path(path).exists():
-            raise FileNotFoundError(f"no store at {path}; check the path, or make one with `rollout(..., store=...)`")
-        coder = xr.coders.CFDatetimeCoder(use_cftime=True)
-        try:
-            store = ZipStore(path, mode="r") if str(path).endswith(".zip") else str(path)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
-                dataset = xr.open_zarr(store, decode_times=coder)
-        except Exception as error:
-            raise SourceError(
-                f"{path} cannot be read as a Zarr store ({type(error).__name__}: {error}); if a run was cut short, "
-                "continue it with `rollout(..., resume=True)`"
-            ) from error
-        if dataset.attrs.get("status", "complete") != "complete":
-            raise SourceError(
-                f"{path} is incomplete: its recording was cut short after {dataset.sizes.get('time', 0)} times; "
-                "finish it with `rollout(..., resume=True)`"
-            )
-    return _with_grid(_compact(dataset))
-
-
-def _compact(dataset: xr.Dataset) -> xr.Dataset:
-    """Rename aliases, join flat variables along `lev`, convert units."""
-    dataset = dataset.rename({a: b for a, b in ALIASES.items() if a in dataset.variables})
-    flat: dict[str, list[str]] = {}
-    for variable in map(str, dataset.data_vars):
-        split = flat_name(variable)
-        if split is not None:
-            flat.setdefault(split[0], []).append(variable)
-    masks = sorted((str(v) for v in dataset.data_vars if str(v).startswith("mask_")), key=_level_of)
-    joined = {name: _join(dataset, sorted(parts, key=_level_of)) for name, parts in flat.items()}
-    if masks:
-        joined["wetmask"] = _join(dataset, masks)
-    dataset = dataset.drop_vars([v for parts in flat.values() for v in parts] + masks)
-    if joined and "lev" not in dataset.dims:
-        dataset = dataset.assign_coords(lev=np.arange(max(j.sizes["lev"] for j in joined.values()), dtype=float))
-    for name, array in joined.items():
-        if array.sizes["lev"] < dataset.sizes["lev"]:
-            # State variables may stop above the deepest level; pad lazily so that all share one `lev`.
-            array = array.pad(lev=(0, dataset.sizes["lev"] - array.sizes["lev"]))
-        dataset[name] = array.assign_coords(lev=dataset["lev"])
-    return dataset.assign({str(n): to_canonical_units(v, str(n)) for n, v in dataset.data_vars.items()})
-
-
-def _level_of(name: str) -> float:
-    """3 for `thetao_3`, 2.5 for `thetao_lev_2_5`."""
-    head, _, tail = name.partition("_lev_")
-    return float(tail.replace("_", ".")) if tail else float(head.rsplit("_", 1)[1])
-
-
-def _join(dataset: xr.Dataset, parts: list[str]) -> xr.DataArray:
-    joined = xr.concat([dataset[p] for p in parts], "lev", coords="minimal", compat="override")
-    return joined.transpose(..., "lev", *dataset[parts[0]].dims[-2:]).drop_vars("lev", errors="ignore")
-
-
-def _with_grid(dataset: xr.Dataset) -> xr.Dataset:
-    """Grid variables as in-memory coordinates, and a wet mask if the store has none."""
-    dataset = dataset.set_coords([n for n in _GRID_NAMES if n in dataset.data_vars])
-    if "wetmask" not in dataset.coords and "time" in dataset.dims:
-        deep = [v for v in dataset.data_vars.values() if {"time", "lev"} <= set(v.dims)]
-        flat = [v for v in dataset.data_vars.values() if "time" in v.dims]
-        if deep or flat:
-            # Land is NaN on disk; the first record tells where.
-            first = (deep or flat)[0].isel(time=0, drop=True)
-            first = first.isel(member=0, drop=True) if "member" in first.dims else first
-            dataset = dataset.assign_coords(wetmask=first.notnull())
-    loaded = {n: dataset.coords[n].load() for n in _GRID_NAMES if n in dataset.coords}
-    loaded = {n: c.assign_attrs({**GRID_ATTRS[n], **c.attrs}) for n, c in loaded.items()}
-    if "wetmask" in loaded and loaded["wetmask"].dtype != bool and not loaded["wetmask"].isnull().any():
-        loaded["wetmask"] = loaded["wetmask"].astype(bool)
-    return dataset.assign_coords(loaded)
-
-
-def grid_of(dataset: xr.Dataset, levels: int | None = None) -> xr.Dataset:
-    """The grid of an opened store, for a Layout; only the `levels` uppermost levels if given.
-
-    Cell areas that are missing are computed on a sphere from a regular 1-D `lat` and `lon`; nothing
-    else is made up.
-    """
-    grid = xr.Dataset(coords={n: dataset.coords[n] for n in _GRID_NAMES if n in dataset.coords})
-    grid = grid.drop_vars([c for c in ("member", "time") if c in grid.coords])
-    if "areacello" not in grid.coords:
-        if {"lat", "lon"} - set(grid.coords) or grid["lat"].ndim != 1:
-            raise SourceError(
-                f"the store lacks `areacello` and has no 1-D `lat` and `lon` to compute it from; "
-                f"its coordinates are {', '.join(map(str, dataset.coords))}. Add cell areas in m2"
-            )
-        lat, lon = np.radians(grid["lat"].values), np.radians(grid["lon"].values)
-        edges = np.concatenate(
-            [[1.5 * lat[0] - 0.5 * lat[1]], (lat[1:] + lat[:-1]) / 2, [1.5 * lat[-1] - 0.5 * lat[-2]]]
-        )
-        band = 6.371e6**2 * abs(lon[1] - lon[0]) * np.abs(np.diff(np.sin(np.clip(edges, -np.pi / 2, np.pi / 2))))
-        grid = grid.assign_coords(areacello=(("lat", "lon"), np.tile(band[:, None], (1, len(lon))), {"units": "m2"}))
-    grid = grid.drop_encoding()  # how another store was written must not decide how a new one is
-    grid.attrs = {k: dataset.attrs[k] for k in ("zonal_period",) if k in dataset.attrs}
-    return grid.isel(lev=slice(0, levels)) if levels is not None and "lev" in grid.dims else grid
+_SLACK = 1e-3  # relative, for dates that went through float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +31,8 @@ class Source:
     """States or forcings of one layout, read from a dataset by time.
 
     `Source.open(path, layout)` for a store; `.state(time, members)` for an initial condition or truth,
-    `.at(time, members)` for the forcing of a step. The next forcing is read in the background.
+    `.at(time, members)` for the forcing of a step, `.shift(time, dt)` for the date of the next. The next
+    forcing is read in the background.
     """
 
     dataset: xr.Dataset = field(repr=False)
@@ -155,16 +42,26 @@ class Source:
     _ahead: dict[Any, Future[State]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path | xr.Dataset, layout: Layout) -> Source:
-        """Open a store as the fields of `layout`.
+    def open(
+        cls, path: str | Path | xr.Dataset, layout: Layout, climatology: str | Path | xr.Dataset | None = None
+    ) -> Source:
+        """Open a store as the fields of `layout`; reads coordinates only.
 
-        Raises FileNotFoundError, SourceError if a variable is missing or the grid has another shape.
+        Args:
+            path: Zarr store, or a Dataset opened with cftime dates.
+            layout: the fields wanted.
+            climatology: for `hfds_anomalies` that are not in the store: a statistics file (see
+                `save_statistics`), or a Dataset with `hfds_climatology (dayofyear, y, x)` in W m-2. Without it they
+                are relative to the day-of-year means of the opened record, which depend on what it covers.
+
+        Raises FileNotFoundError; SourceError if a variable or a level is missing, the grid has another shape, time
+        does not increase or has gaps, or the climatology does not fit.
         """
-        dataset = open_store(path)
+        dataset, name = open_store(path), "the dataset" if isinstance(path, xr.Dataset) else str(path)
+        dates_of(dataset, name)
         if "hfds_anomalies" in layout.names and "hfds_anomalies" not in dataset and "hfds" in dataset:
-            dataset = dataset.assign(hfds_anomalies=_anomalies(dataset["hfds"]))
+            dataset = dataset.assign(hfds_anomalies=_anomalies(dataset["hfds"], climatology, name))
         missing = [n for n in layout.names if n not in dataset]
-        name = "the dataset" if isinstance(path, xr.Dataset) else str(path)
         if missing:
             raise SourceError(
                 f"{name} lacks the variable(s) {', '.join(missing)}; it has {', '.join(map(str, dataset.data_vars))}. "
@@ -173,12 +70,28 @@ class Source:
         sizes = tuple(dataset.sizes.get(d, 0) for d in layout.dims)
         if sizes != layout.shape[1:]:
             raise SourceError(f"{name}: wanted a grid of {layout.dims} = {layout.shape[1:]}, got {sizes}")
-        return cls(dataset, layout, name)
+        require_levels({f.name: f.levels for f in layout.fields}, dataset, name)
+        source = cls(dataset, layout, name)
+        if len(layout.slots) > 1 and source._records_in(layout.interval) != 1:
+            raise SourceError(
+                f"{name}: wanted records every {layout.interval} for the time slots {layout.slots}, got one every "
+                f"{source.spacing}; select every n-th record, or take the layout from this store with `layout_of`"
+            )
+        return source
 
-    @property
+    @cached_property
     def times(self) -> list[cftime.datetime]:
         """All record times."""
-        return list(self.dataset["time"].values)
+        return dates_of(self.dataset, self.path)
+
+    @cached_property
+    def _ticks(self) -> NDArray[np.int64]:
+        return ticks(np.array(self.times, dtype=object), self.times[0].calendar)
+
+    @cached_property
+    def spacing(self) -> timedelta:
+        """The usual time between records."""
+        return usual_step(self.times) if len(self.times) > 1 else self.layout.interval
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -203,48 +116,112 @@ class Source:
         index, key = self._index(time), tuple(members)
         waiting = self._ahead.pop((index, key), None)
         if index + 1 < len(self.times):
-            step = round(self.layout.interval / self._spacing()) or 1
+            step = round(self.layout.interval / self.spacing) or 1
             for ahead in {index + 1, index + step, index + step * len(self.layout.slots)}:
                 if ahead + self.layout.slots[-1] < len(self.times) and len(self._ahead) < 4:
                     self._ahead.setdefault((ahead, key), self._pool.submit(self._read, ahead, key))
         return waiting.result() if waiting is not None else self._read(index, key)
 
-    def require(self, start: cftime.datetime, end: cftime.datetime) -> None:
-        """Raise SourceError now, rather than hours later, unless the records cover steps in [start, end]."""
-        for time in (start, end):
-            self._index(time)
+    # --- dates -----------------------------------------------------------------------------------
 
-    def _spacing(self) -> Any:
-        return self.times[1] - self.times[0] if len(self.times) > 1 else self.layout.interval
+    def nearest(self, time: cftime.datetime) -> cftime.datetime:
+        """The date of the record nearest to `time`, if within half an interval; else `time` itself."""
+        index = self._nearest(time)
+        return time if index is None else self.times[index]
+
+    def shift(self, time: cftime.datetime, by: timedelta) -> cftime.datetime:
+        """The date `by` after `time` (before, if negative), counted in records where there are any.
+
+        The public stores hold 73 five-day means a year, one of which is six days long in leap years: two records
+        on is ten days, or eleven. A `time` between records keeps its distance from the nearest. Where `by` is no
+        whole number of records, or leads past the first or last, the answer is plainly `time + by`.
+        """
+        index, count = self._nearest(time), self._records_in(by)
+        if index is None or count is None or not 0 <= index + count < len(self.times):
+            return time + by
+        return self.times[index + count] + (time - self.times[index])
+
+    def require(self, start: cftime.datetime, steps: int = 0, dt: timedelta = timedelta(0)) -> None:
+        """Raise SourceError now, rather than hours later, unless there are records `steps` steps of `dt` on."""
+        index, count = self._index(start), self._records_in(dt)
+        if count is None:
+            self._index(start + steps * dt)
+        elif index + steps * count > len(self.times) - 1 - max(self.layout.slots):
+            raise self._out_of_range(f"{start} and {steps} steps of {dt} after it")
+
+    def _records_in(self, by: timedelta) -> int | None:
+        """How many records `by` goes, None if it is no whole number; steps of leap years and months differ."""
+        count, microsecond = round(by / self.spacing), timedelta(microseconds=1)
+        steps = np.diff(self._ticks) if len(self.times) > 1 else np.array([self.spacing / microsecond])
+        shortest, longest = (1 - _SLACK) * steps.min() * abs(count), (1 + _SLACK) * steps.max() * abs(count)
+        return count if shortest <= abs(by) / microsecond <= longest else None
+
+    def _nearest(self, time: cftime.datetime) -> int | None:
+        """Position of the record nearest to `time`, None if it is further than half an interval."""
+        if time.calendar != self.times[0].calendar:
+            raise SourceError(
+                f"{self.path}: wanted a date of the {self.times[0].calendar} calendar, got {time} of {time.calendar}"
+            )
+        wanted = int(ticks(np.array([time], dtype=object), time.calendar)[0])
+        after = int(self._ticks.searchsorted(wanted))
+        around = [k for k in (after - 1, after) if 0 <= k < len(self._ticks)]
+        index = min(around, key=lambda k: abs(int(self._ticks[k]) - wanted))
+        return index if abs(int(self._ticks[index]) - wanted) <= self.spacing / timedelta(microseconds=2) else None
 
     def _index(self, time: str | cftime.datetime) -> int:
         """Position of the record nearest to `time`, such that every slot of the layout exists."""
-        times = self.times
-        wanted = cftime_like(time, times[0]) if isinstance(time, str) else time
-        try:
-            seconds = np.array([abs((t - wanted).total_seconds()) for t in times])
-        except TypeError as error:
-            raise SourceError(
-                f"{self.path}: wanted a date of the {times[0].calendar} calendar, got {wanted} of {wanted.calendar}"
-            ) from error
-        index = int(seconds.argmin())
-        first, last = -min(self.layout.slots), len(times) - 1 - max(self.layout.slots)
-        if seconds[index] > self._spacing().total_seconds() / 2 or not first <= index <= last:
-            raise SourceError(
-                f"{self.path} has no record of {', '.join(self.layout.names)} for {wanted}: with time slots "
-                f"{self.layout.slots} it covers {times[min(first, len(times) - 1)]} to {times[max(last, 0)]}, every "
-                f"{self._spacing()}; choose a time within, or a longer store"
-            )
+        wanted = cftime_like(time, self.times[0]) if isinstance(time, str) else time
+        index = self._nearest(wanted)
+        if index is None or not -min(self.layout.slots) <= index <= len(self.times) - 1 - max(self.layout.slots):
+            raise self._out_of_range(str(wanted))
         return index
+
+    def _out_of_range(self, wanted: str) -> SourceError:
+        times, slots = self.times, self.layout.slots
+        first, last = min(-min(slots), len(times) - 1), max(len(times) - 1 - max(slots), 0)
+        return SourceError(
+            f"{self.path} has no record of {', '.join(self.layout.names)} for {wanted}: with time slots {slots} it "
+            f"covers {times[first]} to {times[last]}, every {self.spacing}; choose a time within, or a longer store"
+        )
 
     def _read(self, index: int, members: tuple[int, ...], dtype: torch.dtype = torch.float32) -> State:
         """The state whose time is record `index`."""
-        records = self.dataset[list(self.layout.names)].isel(time=[index + s for s in self.layout.slots])
+        keep = [index + s for s in self.layout.slots]
+        run = slice(keep[0], keep[-1] + 1)  # a slice is much quicker than a list in a store of many chunks
+        which = run if keep == list(range(run.start, run.stop)) else keep
+        records = self.dataset[list(self.layout.names)].isel(time=which)
         if "member" in records.dims and records.sizes["member"] == 1 and members != self.members:
             records = records.isel(member=0, drop=True)
         if "member" in records.dims:
             records = records.sel(member=list(members))
-        return self.layout.pack(records.load(), self.times[index], members, dtype)
+        records = records.load()
+        try:
+            return self.layout.pack(records, self.times[index], members, dtype)
+        except LayoutError as error:
+            dates = " and ".join(str(self.times[index + s]) for s in self.layout.slots)
+            empty = [n for n in self.layout.names if records[n].isnull().all()]
+            note = f" ({', '.join(empty)}: NaN everywhere)" if empty else ""
+            raise SourceError(f"{self.path}, {dates}: {error}{note}") from error
+
+
+def _anomalies(
+    flux: xr.DataArray, climatology: str | Path | xr.Dataset | None = None, name: str = "the store"
+) -> xr.DataArray:
+    """Samudra's `hfds_anomalies`, relative to a saved climatology or to the record itself."""
+    if climatology is None:
+        return anomalies(flux, means_of(flux), name)
+    saved = climatology if isinstance(climatology, xr.Dataset) else open_zarr(climatology)
+    of = "the climatology" if isinstance(climatology, xr.Dataset) else str(climatology)
+    if "hfds_climatology" not in saved:
+        raise SourceError(
+            f"{of}: wanted hfds_climatology (dayofyear, y, x), got {', '.join(map(str, saved.data_vars))}; make it "
+            "with `polynya stats` from a store that has hfds"
+        )
+    means, wanted = means_from(saved["hfds_climatology"], of), flux.isel(time=0).shape[-2:]
+    got = saved["hfds_climatology"].isel(dayofyear=0).shape
+    if got != wanted:
+        raise SourceError(f"{of}: wanted a climatology on the grid of {name}, (y, x) = {wanted}, got {got}")
+    return anomalies(flux, means, name)
 
 
 def cftime_like(text: str, like: cftime.datetime) -> cftime.datetime:
@@ -256,45 +233,3 @@ def cftime_like(text: str, like: cftime.datetime) -> cftime.datetime:
         return like.replace(year=year, month=month, day=day, hour=hour, minute=minute, second=0, microsecond=0)
     except ValueError as error:
         raise SourceError(f"wanted a date like '2014-01-03' or '2014-01-03 12:00', got {text!r}") from error
-
-
-def _anomalies(flux: xr.DataArray) -> xr.DataArray:
-    """Flux minus its mean over all records of the same day of year (Samudra's `hfds_anomalies`)."""
-    groups = flux.load().groupby("time.dayofyear")
-    return (groups - groups.mean("time")).drop_vars("dayofyear")
-
-
-def layout_of(
-    dataset: xr.Dataset,
-    names: Sequence[str],
-    *,
-    slots: tuple[int, ...] = (0,),
-    levels: int | None = None,
-) -> Layout:
-    """The layout of some variables of an opened store, in the order given.
-
-    Args:
-        dataset: from `open_store`.
-        names: variable names; those with a `lev` dimension become fields with levels.
-        slots: time slots as multiples of the store's record interval.
-        levels: use only the uppermost levels.
-    """
-    missing = [n for n in names if n not in dataset]
-    if missing:
-        raise SourceError(
-            f"no variable(s) {', '.join(missing)}; the store has {', '.join(map(str, dataset.data_vars))}"
-        )
-    grid = grid_of(dataset, levels)
-    fields = tuple(
-        Field(
-            n,
-            grid.sizes["lev"] if "lev" in dataset[n].dims else 0,
-            dataset[n].attrs.get("location", "center"),
-        )
-        for n in names
-    )
-    layout = Layout(fields, grid, slots)
-    if dataset.sizes.get("time", 0) < 2:
-        return layout
-    first, second = dataset["time"].values[:2]
-    return replace(layout, interval=second - first)

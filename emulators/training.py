@@ -13,11 +13,10 @@ DistributedDataParallel.
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,95 +24,19 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from .losses import SAMUDRA2, Loss
+from .losses import Loss
 from .noise import Noise
 from .processes import Processes
+from .recipe import Recipe
 from .samudra import Samudra
 from .state import State
 from .training_files import TrainingFiles
 from .unet import statistics_kept
 from .windows import Batch, Windows, read_ahead, windows_of
 
+_LOST = 0.5  # standard deviations of a channel, root-mean-square
+
 __all__ = ["Recipe", "Windows", "parameters", "train", "windows_of"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the trained weights, besides the data and the first weights.
-
-    Attributes:
-        updates: number of optimiser updates.
-        batch: windows per update, over all processes and micro-batches.
-        steps: K, the number of autoregressive steps, for equal parts of the updates.
-        loss: what is minimised.
-        learning_rate: peak, of Adam with a cosine decay to zero.
-        warmup: fraction of the updates in which the rate rises linearly to its peak.
-        weight_decay: decoupled (AdamW); 0 is Adam.
-        clip: largest global norm of the gradient.
-        decay: of the weights' average.
-        accumulate: micro-batches per update.
-        recompute: keep no activations of blocks, compute them again in the backward pass: a third more
-            work for a fraction of the memory.
-        seed: of the order of windows and of noise.
-    """
-
-    updates: int
-    batch: int = 8
-    steps: Sequence[int] = (1, 2, 4)
-    loss: Loss = field(default_factory=Loss)
-    learning_rate: float = 1e-3
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    decay: float = 0.999
-    accumulate: int = 1
-    recompute: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.updates, self.batch, self.accumulate, *self.steps, 1) < 1 or not self.steps:
-            raise ValueError(f"updates, batch, accumulate and every entry of steps are at least 1, got {self}")
-        if self.batch % self.accumulate:
-            raise ValueError(f"a batch of {self.batch} cannot be cut into {self.accumulate} equal micro-batches")
-
-    @classmethod
-    def samudra2(cls, updates: int, **changes: Any) -> Recipe:
-        """That of Samudra 2 at 1 degree (arXiv:2606.02610): K = 4, Adam 6e-4 with cosine, dynamic loss, limit 20."""
-        given: dict[str, Any] = {
-            "batch": 4, "steps": (4,), "loss": SAMUDRA2, "learning_rate": 6e-4, "warmup": 0.0, "recompute": True
-        }  # fmt: skip
-        return cls(updates, **(given | changes))
-
-    def horizon(self, update: int) -> int:
-        """K of an update."""
-        return self.steps[min(update * len(self.steps) // self.updates, len(self.steps) - 1)]
-
-    def rate(self, update: int) -> float:
-        """Learning rate of an update."""
-        rise = min(1.0, (update + 1) / max(1.0, self.warmup * self.updates))
-        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * update / self.updates))
-
-    def windows(self, update: int, total: int) -> list[int]:
-        """Windows of an update: every window once per epoch, in an order of the epoch's own."""
-        chosen = []
-        for place in range(update * self.batch, (update + 1) * self.batch):
-            epoch, at = divmod(place, total)
-            chosen.append(int(_order(self.seed, epoch, total)[at]))
-        return chosen
-
-
-_ORDERS: dict[tuple[int, int, int], Tensor] = {}
-
-
-def _order(seed: int, epoch: int, total: int) -> Tensor:
-    """A permutation of the windows, a function of (seed, epoch); the latest two are kept."""
-    key = (seed, epoch, total)
-    if key not in _ORDERS:
-        while len(_ORDERS) > 1:
-            _ORDERS.pop(next(iter(_ORDERS)))
-        draws = Noise(seed).stream("windows").uniform((epoch,), None, (total,), dtype=torch.float64)
-        _ORDERS[key] = draws[0].argsort()
-    return _ORDERS[key]
 
 
 def train(
@@ -200,19 +123,19 @@ class _Chain(nn.Module):
         self.weight = loss.map_weights(emulator).to(device)
         self.unit = loss.unit(emulator).to(device).view(-1, 1, 1)
 
-    def forward(self, batch: Batch, horizon: int, noise: Noise) -> Tensor:
-        """ℓ per step and channel (step, channel)."""
+    def forward(self, batch: Batch, start: Tensor, horizon: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """ℓ per step and channel (step, channel) of runs from `start`, and where they end (member * window, ...)."""
         m, count = self.loss.members, len(batch.start)
         numbers = tuple(m * k + i for i in range(m) for k in batch.numbers)
         layouts = self.emulator.layout, self.emulator.forcing_layout
-        state = State(batch.start.repeat(m, 1, 1, 1), batch.time, layouts[0], numbers)
+        state = State(start, batch.time, layouts[0], numbers)
         errors = []
         for k in range(horizon):
             forcing = State(batch.forcings[k].repeat(m, 1, 1, 1), state.time, layouts[1], numbers)
             state = self.emulator.step(state, forcing, noise)
             predicted = (state.data / self.unit).view(m, count, *state.data.shape[1:])
             errors.append(self.loss.errors(predicted, batch.targets[k] / self.unit, self.weight))
-        return torch.stack(errors)
+        return torch.stack(errors), state.data.detach()
 
 
 class _Run:
@@ -235,6 +158,7 @@ class _Run:
         self.labels = emulator.layout.channel_labels()
         self.scale = torch.ones(len(self.labels), device=self.device)
         self.noise = Noise(recipe.seed).stream("training")
+        self.carried: list[Tensor] = []  # where the runs of each micro-batch have ended
 
     def reader(self, windows: Windows) -> Callable[[int], Batch]:
         """The function that reads this process's windows of an update."""
@@ -242,12 +166,25 @@ class _Run:
 
         def read(update: int) -> Batch:
             horizon = self.recipe.horizon(update)
-            chosen = self.recipe.windows(update, windows.count(horizon, stride))
-            return windows.batch(chosen[self.processes.rank :: self.processes.count], horizon, stride)
+            links = self.recipe.chain(update)
+            chosen = self.recipe.places(update, windows.count(horizon * links, stride))
+            return windows.batch(chosen[self.processes.rank :: self.processes.count], horizon, stride, links)
 
-        for horizon in set(self.recipe.steps):
-            windows.count(horizon, stride)  # raises now rather than later
+        for length in {self.recipe.horizon(n) * self.recipe.chain(n) for n in range(self.recipe.updates)}:
+            windows.count(length, stride)  # raises now rather than later
         return read
+
+    def _start(self, batch: Batch, carried: Tensor | None) -> Tensor:
+        """Initial states of all members of a micro-batch: the truth, or where the runs before have ended."""
+        truth = batch.start.repeat(self.recipe.loss.members, 1, 1, 1)
+        if carried is None or all(batch.fresh):
+            return truth
+        std = self.original.scaling.to(truth).std
+        wet = self.original.layout.mask.to(truth.device)
+        far = (((carried - truth) / std).square().sum((-2, -1)) / wet.sum((-2, -1)).clamp(min=1)).sqrt().amax(-1)
+        keep = far < _LOST  # a run that is lost, or not finite, would teach nothing
+        keep &= ~torch.tensor(batch.fresh * self.recipe.loss.members, device=truth.device)
+        return torch.where(keep.view(-1, 1, 1, 1), carried, truth)
 
     def update(self, n: int, batch: Batch) -> dict[str, Any]:
         """One optimiser update; returns what is worth logging."""
@@ -257,12 +194,16 @@ class _Run:
         self.optimiser.zero_grad(set_to_none=True)
         parts = [part.to(self.device) for part in _cut(batch, recipe.accumulate)]
         errors, objective = torch.zeros_like(self.scale).repeat(self.original.stride), 0.0
-        for i, part in enumerate(parts):
+        before: list[Tensor | None] = [*self.carried] or [None] * len(parts)
+        self.carried = []
+        for i, (part, carried) in enumerate(zip(parts, before, strict=True)):
             last = i == len(parts) - 1
             with nullcontext() if last else self.processes.unsynchronised(self.distributed):
-                found = self.distributed(part, horizon, noise).sum(0)
+                steps, end = self.distributed(part, self._start(part, carried), horizon, noise)
+                found = steps.sum(0)
                 loss = (found * self.scale.repeat(self.original.stride)).mean() / len(parts)
                 loss.backward()
+            self.carried.append(end)
             errors += found.detach() / len(parts)
             objective += loss.item()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
@@ -286,7 +227,7 @@ class _Run:
     def _probe(self, batch: Batch, noise: Noise) -> Tensor:
         """ℓ of one step with the new weights, which must not disturb batch-norm statistics."""
         with statistics_kept(self.network):
-            errors: Tensor = self.chain(batch, 1, noise)[0]
+            errors: Tensor = self.chain(batch, self._start(batch, None), 1, noise)[0][0]
         return errors
 
     def content(self, done: int) -> dict[str, Any]:
@@ -297,6 +238,7 @@ class _Run:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scale": self.scale,
+            "carried": self.carried,
         }
 
     def restore(self, kept: dict[str, Any]) -> int:
@@ -305,6 +247,7 @@ class _Run:
         self.average.load_state_dict(kept["average"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.scale = kept["scale"].to(self.scale)
+        self.carried = [end.to(self.device) for end in kept["carried"]]
         return int(kept["updates"])
 
     def trained(self) -> Samudra:
@@ -324,6 +267,7 @@ def _cut(batch: Batch, parts: int) -> list[Batch]:
             forcings=batch.forcings[:, i : i + size],
             targets=batch.targets[:, i : i + size],
             numbers=batch.numbers[i : i + size],
+            fresh=batch.fresh[i : i + size],
         )
         for i in range(0, size * parts, size)
     ]

@@ -6,16 +6,14 @@ import csv
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .recipe import Recipe
 from .samudra import Samudra
 from .weights import export
-
-if TYPE_CHECKING:
-    from .training import Recipe
 
 _EVERY = 10  # updates per row of the log
 

@@ -6,8 +6,8 @@ provenance as JSON in its header. It is a third of a training checkpoint and can
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import timedelta
 from importlib.metadata import version
@@ -21,14 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .samudra import CheckpointError, NetworkConfig, Samudra, SamudraNet, load_network
+from .checkpoint import sha256_of
+from .published import published
+from .samudra import CheckpointError, NetworkConfig, Samudra, SamudraNet
 from .scaling import Scaling
-from .source import Source, grid_of, layout_of, open_store
 from .state import Field, Layout
 
 _FORMAT = "polynya-samudra-1"
-_OM4_STATE = ("uo", "vo", "thetao", "so", "zos")
-_OM4_FORCING = ("tauuo", "tauvo", "hfds", "hfds_anomalies")
 
 
 def export(emulator: Samudra, path: str | Path, **provenance: Any) -> Path:
@@ -64,32 +63,45 @@ def export(emulator: Samudra, path: str | Path, **provenance: Any) -> Path:
 def load(
     path: str | Path,
     *,
+    file: str | None = None,
+    revision: str | None = None,
     data: str | Path | xr.Dataset | None = None,
     means: str | Path | xr.Dataset | None = None,
     stds: str | Path | xr.Dataset | None = None,
+    statistics: str | Path | xr.Dataset | None = None,
+    variables: Sequence[str] | None = None,
+    forcing: Sequence[str] | None = None,
     **network: Any,
 ) -> Samudra:
     """Load an emulator, ready to step.
 
     Args:
-        path: a file written by `export`, or a published Samudra checkpoint (`.pt`).
+        path: a file written by `export`, a published Samudra checkpoint (`.pt`), or, with `file`, a Hugging Face
+            repository such as "M2LInES/Samudra2".
+        file: a file of that repository, such as "onedeg/ema_ckpt.pt"; downloaded once and kept in its cache.
+        revision: branch, tag or commit of that repository; a commit makes a study repeatable.
         data: for a published checkpoint: a store in the OM4 layout, for grid, mask, and the statistics of
             `hfds_anomalies`.
         means, stds: for a published checkpoint: the stores of scalar statistics.
+        statistics: instead of these three, one file made by `polynya stats`.
+        variables, forcing: for a published checkpoint: names in channel order; by default the published set
+            that has its numbers of channels.
         network: what a published checkpoint cannot tell, see `load_network`.
 
     Raises FileNotFoundError; CheckpointError for a file that is neither, or for one whose channels do not
-    fit the store; ValueError if `data`, `means` or `stds` is missing.
+    fit the store; StatisticsError for constants that are missing or zero; ValueError if it is not said where
+    grid and statistics come from; for a repository what `huggingface_hub` raises.
     """
-    path = Path(path)
+    path = Path(path) if file is None else _downloaded(str(path), file, revision)
     if path.suffix != ".safetensors":
-        return _published(path, data, means, stds, network)
+        sources = {"data": data, "means": means, "stds": stds, "statistics": statistics}
+        return published(path, **sources, variables=variables, forcing=forcing, network=network)
     if not path.exists():
         raise FileNotFoundError(f"no emulator at {path}; check the path")
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get("polynya", "{}"))
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        with safe_open(path, "pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("polynya", "{}"))
+            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); copy or export it again") from error
     if header.get("format") != _FORMAT:
@@ -97,7 +109,7 @@ def load(
             f"{path}: wanted an emulator exported by polynya (format {_FORMAT!r}), got {header.get('format')!r}; "
             "write it with `export(emulator, path)`"
         )
-    return _exported(header, tensors, hashlib.sha256(path.read_bytes()).hexdigest())
+    return _exported(header, tensors, sha256_of(path))
 
 
 def _exported(header: dict[str, Any], tensors: dict[str, Tensor], checkpoint: str) -> Samudra:
@@ -135,55 +147,8 @@ def _layout(described: dict[str, Any], grid: xr.Dataset) -> Layout:
     )
 
 
-def _published(path: Path, data: Any, means: Any, stds: Any, network: dict[str, Any]) -> Samudra:
-    """A published checkpoint with grid, mask and statistics from stores in the OM4 layout."""
-    net = load_network(path, **network)
-    absent = [n for n, v in (("data", data), ("means", means), ("stds", stds)) if v is None]
-    if absent:
-        raise ValueError(
-            f"{path} holds weights alone; give {', '.join(absent)}: the OM4-layout store for grid and mask, and its "
-            "stores of means and standard deviations"
-        )
-    config = net.config
-    levels, rest = divmod(config.out_channels // 2 - 1, 4)
-    if rest or config.in_channels - config.out_channels != 2 * len(_OM4_FORCING):
-        raise CheckpointError(
-            f"{path}: wanted two slots of {', '.join(_OM4_STATE)} and of {', '.join(_OM4_FORCING)}, got "
-            f"{config.in_channels} channels in and {config.out_channels} out; build a Samudra(...) from `load_network`"
-        )
-    store = open_store(data)
-    layout = layout_of(store, _OM4_STATE, slots=(-1, 0), levels=levels)
-    forcing_layout = Layout(
-        tuple(Field(n) for n in _OM4_FORCING), grid_of(store, levels), layout.slots, layout.interval
-    )
-    scaling = _scalar_statistics(layout, forcing_layout, store, _scalars(means), _scalars(stds))
-    return Samudra(net, layout, forcing_layout, scaling, checkpoint=hashlib.sha256(path.read_bytes()).hexdigest())
+def _downloaded(repository: str, file: str, revision: str | None) -> Path:
+    """A file of a Hugging Face repository, from the local cache if it is there."""
+    from huggingface_hub import hf_hub_download  # only who downloads needs it
 
-
-def _scalars(store: Any) -> xr.Dataset:
-    if not isinstance(store, xr.Dataset) and not Path(store).exists():
-        raise FileNotFoundError(
-            f"no statistics at {store}; they belong to the data store, as OM4_means.zarr and OM4_stds.zarr"
-        )
-    return store.load() if isinstance(store, xr.Dataset) else xr.open_zarr(str(store)).load()
-
-
-def _scalar_statistics(
-    layout: Layout, forcing: Layout, store: xr.Dataset, means: xr.Dataset, stds: xr.Dataset
-) -> Scaling:
-    if "hfds_anomalies" not in means:
-        # Not stored with the public data: the original computes them over the whole opened record.
-        anomalies = Source.open(store, forcing).dataset["hfds_anomalies"].astype("float64")
-        means = means.assign(hfds_anomalies=anomalies.mean())
-        stds = stds.assign(hfds_anomalies=anomalies.std())
-
-    def constants(of: Layout, values: xr.Dataset) -> Tensor:
-        missing = [c for c in of.channel_labels() if c not in values]
-        if missing:
-            raise CheckpointError(
-                f"the statistics lack {', '.join(missing[:5])}; they have {', '.join(map(str, list(values)[:9]))} ..."
-            )
-        return torch.tensor([float(values[c]) for c in of.channel_labels()] * len(of.slots))
-
-    std = constants(layout, stds)
-    return Scaling(constants(layout, means), std, std, constants(forcing, means), constants(forcing, stds))
+    return Path(hf_hub_download(repository, file, revision=revision))

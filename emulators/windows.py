@@ -20,6 +20,15 @@ from .state import Layout
 _AHEAD = 3  # batches read before they are wanted
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which window: number `link` of the chain that starts at window `index`; `fresh` if from its truth."""
+
+    index: int
+    link: int = 0
+    fresh: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Windows of one update.
@@ -30,6 +39,7 @@ class Batch:
         targets: the state after each step (step, window, channel, y, x).
         numbers: of the windows; they name the members that noise is drawn for.
         time: of the first window's initial state.
+        fresh: whether a window starts from its truth, or where the run of the update before has ended (window,).
     """
 
     start: Tensor
@@ -37,6 +47,7 @@ class Batch:
     targets: Tensor
     numbers: tuple[int, ...]
     time: cftime.datetime
+    fresh: tuple[bool, ...] = (True,)
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
@@ -74,30 +85,35 @@ class Windows:
             )
         return starts
 
-    def get(self, index: int, steps: int, stride: int) -> Batch:
-        """Window `index` alone, as a batch of one. Raises IndexError if there is none."""
+    def get(self, index: int, steps: int, stride: int, links: int = 1, link: int = 0) -> Batch:
+        """Window `index` alone, as a batch of one; of a chain of `links` windows, number `link`.
+
+        Raises IndexError if there is none.
+        """
         at = index
         for number, source in enumerate(self.states):
-            starts = self._starts(source, steps, stride)
+            starts = self._starts(source, steps * links, stride)
             if at < starts * len(source.members):
                 member, start = source.members[at // starts], at % starts - min(source.layout.slots)
+                start += link * steps * stride
                 records = self._read(number, "states", start, steps * stride, member)
                 driven = self._read(number, "forcings", start, (steps - 1) * stride, member)
                 states = _slots(records, source.layout.slots, steps + 1, stride)
                 forcings = _slots(driven, self.forcings[number].layout.slots, steps, stride)
                 return Batch(states[:1].flatten(0, 1), forcings, states[1:], (index,), source.times[start])
             at -= starts * len(source.members)
-        raise IndexError(f"no window {index}: there are {self.count(steps, stride)} of {steps} steps")
+        raise IndexError(f"no window {index}: there are {self.count(steps * links, stride)} of {steps * links} steps")
 
-    def batch(self, chosen: Sequence[int], steps: int, stride: int) -> Batch:
-        """Some windows as one batch."""
-        parts = [self.get(i, steps, stride) for i in chosen]
+    def batch(self, chosen: Sequence[Place], steps: int, stride: int, links: int = 1) -> Batch:
+        """Some windows as one batch; all are of chains of equal length."""
+        parts = [self.get(c.index, steps, stride, links, c.link) for c in chosen]
         return Batch(
             torch.cat([p.start for p in parts]),
             torch.cat([p.forcings for p in parts], 1),
             torch.cat([p.targets for p in parts], 1),
-            tuple(chosen),
+            tuple(c.index for c in chosen),
             parts[0].time,
+            tuple(c.fresh for c in chosen),
         )
 
     def _read(self, number: int, kind: str, start: int, length: int, member: int) -> Tensor:
@@ -136,8 +152,8 @@ def windows_of(
     states, forcings = [], []
     for store in stores:
         dataset = open_store(store)
-        names = [n for n in (*emulator.layout.names, *emulator.forcing_layout.names) if n in dataset]
-        dataset = dataset[list(dict.fromkeys(names))]
+        wanted = dict.fromkeys((*emulator.layout.names, *emulator.forcing_layout.names, "hfds"))  # its anomalies too
+        dataset = dataset[[n for n in wanted if n in dataset]]
         dataset = dataset.load() if in_memory else dataset
         given = {} if climatology is None else {"climatology": climatology}
         states.append(replace(Source.open(dataset, emulator.layout), path=_name(store)))

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from ..emulators import Draws, Emulator, Forcing, State
+from .record import slot_times
 from .rollout import trajectory
 
 
@@ -34,8 +35,9 @@ def hindcasts(
         names: variables to keep; default all.
 
     Returns:
-        Dataset `(init, member, lead, [lev], y, x)` with `lead` in days (0 is the start) and `valid_time
-        (init, lead)`; of states with several time slots the newest.
+        Dataset `(init, member, lead, [lev], y, x)` with `lead` in days (0 is the start; steps of `emulator.dt`) and
+        `valid_time (init, lead)`, which over a stored forcing is the date of its record; of states with several
+        time slots the newest.
 
     Raises ValueError if there is no start.
     """
@@ -45,7 +47,7 @@ def hindcasts(
             states = list(islice(trajectory(emulator, start, forcing, noise), steps + 1))
         records = [s.to_xarray()[list(names or s.layout.names)].isel(time=-1) for s in states]
         run = xr.concat([r.drop_vars("time") for r in records], "lead", coords="minimal", compat="override")
-        times = np.array([r["time"].item() for r in records], dtype=object)
+        times = np.array([slot_times(s, forcing)[-1] for s in states], dtype=object)
         runs.append(run.assign_coords(valid_time=("lead", times), init=times[0]))
     if not runs:
         raise ValueError("hindcasts need at least one start, got none")

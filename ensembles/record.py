@@ -13,7 +13,7 @@ import platform
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import zarr
 from rich.progress import track
 from zarr.codecs import BloscCodec
 
-from ..emulators import Forcing, Source, State, attributes, open_store
+from ..emulators import Forcing, Source, State, StoreExistsError, attributes, open_store
 from ..emulators.state import MEMBER_ATTRS, Field, Layout
 
 _TIME_UNITS = "seconds since 0001-01-01 00:00:00"
@@ -34,8 +34,7 @@ _CHUNK_BYTES = 4e6
 _CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")
 
 
-class StoreExistsError(FileExistsError):
-    """There is something at the path already; nothing was touched."""
+__all__ = ["StoreExistsError", "record", "recorded", "reopen", "shifted", "slot_times", "states_of"]
 
 
 def record(
@@ -43,6 +42,7 @@ def record(
     store: str | Path,
     *,
     forcing: Forcing | None = None,
+    dates: Forcing | None = None,
     provenance: Mapping[str, Any] | None = None,
     title: str = "",
     append: bool = False,
@@ -57,6 +57,8 @@ def record(
             Time slots that an earlier state already wrote are not written again.
         store: path of a new store.
         forcing: also write the forcing of the step that starts at each state's time.
+        dates: a `Source` whose record dates all time slots of the states carry, as `trajectory` gives them to the
+            states; default `forcing`. Needed only where records are not evenly spaced, as in leap years.
         provenance: what made the states, kept as JSON in the store's attributes.
         title: of the store.
         append: continue a store whose states came from the same layout and members.
@@ -79,7 +81,7 @@ def record(
         if writer is None:
             if path.exists() and overwrite:
                 shutil.rmtree(path)
-            writer = _Writer(path, state, forcing, _provenance(state, provenance), title)
+            writer = _Writer(path, state, forcing, dates or forcing, _provenance(state, provenance), title)
         writer.write(state)
     if writer is None:
         raise ValueError(f"no states came to be recorded in {path}; nothing was written")
@@ -98,9 +100,11 @@ def recorded(store: str | Path) -> list[cftime.datetime]:
     time = group["time"]
     assert isinstance(time, zarr.Array)
     numbers = np.asarray(time[:])
-    return (
-        list(np.atleast_1d(cftime.num2date(numbers, _TIME_UNITS, str(time.attrs["calendar"])))) if len(numbers) else []
-    )
+    if not len(numbers):
+        return []
+    backward = np.flatnonzero(np.diff(numbers) <= 0)  # killed between making room for a date and writing it
+    numbers = numbers[: backward[0] + 1] if len(backward) else numbers
+    return list(np.atleast_1d(cftime.num2date(numbers, _TIME_UNITS, str(time.attrs["calendar"]))))
 
 
 def reopen(store: str | Path, layout: Layout, members: tuple[int, ...]) -> State:
@@ -125,16 +129,36 @@ def reopen(store: str | Path, layout: Layout, members: tuple[int, ...]) -> State
         variables[f.name] = (dims, np.stack([np.asarray(array[:, k]) for k in keep], 1))
     dataset = xr.Dataset(variables, coords={"member": list(members)})
     dtype = torch.float64 if dataset[layout.names[0]].dtype == np.float64 else torch.float32
-    return layout.pack(dataset, times[-1] - layout.slots[-1] * layout.interval, members, dtype)
+    now = layout.slots[-1]  # slot 0 may be an earlier record; its date is there, whatever the calendar
+    time = times[-1 - now] if 0 <= now < len(times) else times[-1] - now * layout.interval
+    return layout.pack(dataset, time, members, dtype)
+
+
+def shifted(forcing: Forcing | None, time: cftime.datetime, by: timedelta) -> cftime.datetime:
+    """The date `by` after `time`, counted in the records of a stored forcing; plainly `time + by` without one."""
+    shift = getattr(forcing, "shift", None)
+    return time + by if shift is None else shift(time, by)
+
+
+def slot_times(state: State, forcing: Forcing | None) -> list[cftime.datetime]:
+    """The dates of a state's time slots, oldest first, counted in the records of a stored forcing."""
+    return [shifted(forcing, state.time, s * state.layout.interval) for s in state.layout.slots]
 
 
 class _Writer:
     """One open store."""
 
     def __init__(
-        self, path: Path, first: State, forcing: Forcing | None, provenance: dict[str, Any], title: str
+        self,
+        path: Path,
+        first: State,
+        forcing: Forcing | None,
+        dates: Forcing | None,
+        provenance: dict[str, Any],
+        title: str,
     ) -> None:
         self.path, self.forcing, self.members, self.layout = path, forcing, first.members, first.layout
+        self.dates = dates
         self.calendar = first.time.calendar
         new = not (path / "zarr.json").exists()
         if new:
@@ -196,7 +220,7 @@ class _Writer:
         if state.members != self.members:
             raise ValueError(f"{self.path}: wanted members {self.members}, got {state.members}")
         self.layout.require_same(state.layout, str(self.path))
-        times = state.layout.times(state.time)
+        times = slot_times(state, self.dates)
         fresh = [k for k, t in enumerate(times) if not self.times or t > self.times[-1]]
         if not fresh:
             return

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import cftime
 import torch
 import xarray as xr
 
 from ..emulators import Draws, Emulator, Forcing, Noise, State
-from .record import record, recorded, reopen
+from .record import record, recorded, reopen, shifted, slot_times
 
 
 def trajectory(
@@ -28,13 +29,16 @@ def trajectory(
         forcing: asked for `forcing.at(time, members)` at the start of every step.
         noise: for stochastic emulators; `Noise(0)` if not given.
 
-    Gradients flow from any state to the first, unless the caller switched them off.
+    Over a stored forcing the states carry the dates of its records, however irregular the calendar makes them
+    (`Source.shift`); otherwise each is `emulator.dt` later than the one before. Gradients flow from any state to
+    the first, unless the caller switched them off.
     """
     noise = Noise(0) if noise is None else noise
     while True:
         yield state
         driven = None if forcing is None else forcing.at(state.time, state.members)
-        state = emulator.step(state, driven, noise)
+        after = emulator.step(state, driven, noise)
+        state = after.replace(time=shifted(forcing, state.time, after.time - state.time))
 
 
 def rollout(
@@ -73,7 +77,7 @@ def rollout(
     noise = Noise(0) if noise is None else noise
     first, done = state, 0
     if resume and (times := recorded(store)):
-        done = round((times[-1] - emulator.layout.times(state.time)[-1]) / emulator.dt)
+        done = _steps_done(times, emulator, state, forcing, store)
         if not 0 <= done <= steps:
             raise ValueError(
                 f"{store} reaches {times[-1]}, {done} steps from {state.time}: it is not part of a run of {steps} steps"
@@ -81,7 +85,7 @@ def rollout(
         first = reopen(store, emulator.layout, state.members).to(state.data.device)
     require = getattr(forcing, "require", None)  # a stored forcing ends somewhere, a nature run's does not
     if require is not None and done < steps:
-        require(first.time, state.time + (steps - (0 if with_forcing else 1)) * emulator.dt)
+        require(first.time, steps - done - (0 if with_forcing else 1), emulator.dt)
     made_by = {
         "emulator": repr(emulator),
         "checkpoint": getattr(emulator, "checkpoint", None),
@@ -93,6 +97,7 @@ def rollout(
             islice(trajectory(emulator, first, forcing, noise), steps - done + 1),
             store,
             forcing=forcing if with_forcing else None,
+            dates=forcing,
             provenance=made_by,
             title=title or f"{type(emulator).__name__} ensemble of {len(state.members)}",
             append=resume,
@@ -100,3 +105,23 @@ def rollout(
             steps=steps - done + 1,
             progress=progress,
         )
+
+
+def _steps_done(
+    times: list[cftime.datetime], emulator: Emulator, state: State, forcing: Forcing | None, store: str | Path
+) -> int:
+    """How many steps after `state` a store reaches, counted in records: dates are not evenly spaced in every calendar.
+
+    Raises ValueError if the state is not in the store, or its records do not make whole steps.
+    """
+    layout = emulator.layout
+    begin = slot_times(state, forcing)[-1]
+    each = sum((layout.slots[-1] - s) * layout.interval < emulator.dt for s in layout.slots)  # new records per step
+    records = len(times) - 1 - times.index(begin) if begin in times else -1
+    steps, rest = divmod(records, each)
+    if records < 0 or rest:
+        raise ValueError(
+            f"{store} holds {times[0]} to {times[-1]}: it is not part of a run from {begin} with {each} record(s) a "
+            "step; choose another store, or give the state that the run began with"
+        )
+    return steps

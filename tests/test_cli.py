@@ -13,7 +13,7 @@ from small import random_state, small_layout
 
 from polynya.cli import main as cli
 from polynya.cli.info import describe
-from polynya.emulators import SourceError, open_store
+from polynya.emulators import SourceError, StoreExistsError, open_statistics, open_store
 from polynya.ensembles import record
 
 
@@ -95,8 +95,25 @@ def test_the_demo_writes_a_page_and_stores(tmp_path: Path) -> None:
         run(out, members=3, days=40, overwrite=False, console=Console(quiet=True))
 
 
+def test_stats_writes_a_file_and_shows_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, out = Path(__file__).parent / "data" / "om4" / "OM4.zarr.zip", tmp_path / "s.zarr.zip"
+    arguments = ["stats", str(store), str(out), "--start", "1976-11-08", "--variables", "thetao,zos"]
+    cli.app(arguments, standalone_mode=False)
+    shown = capsys.readouterr().out
+    for wanted in ("7 records, 1976-11-08 12:00:00 to 1976-12-08", "thetao", "22.5 m", "degC", "zos", "s.zarr.zip"):
+        assert wanted in shown.replace("\n", ""), wanted
+    saved = open_statistics(out)
+    assert set(saved.data_vars) == {f"{v}_{k}" for v in ("thetao", "zos") for k in ("mean", "std", "increment")}
+    with pytest.raises(StoreExistsError, match="nothing was read or written"):
+        cli.app(arguments, standalone_mode=False)
+    cli.app(["stats", str(store), str(out), "--overwrite"], standalone_mode=False)
+    assert "hfds_climatology" in open_statistics(out)
+    with pytest.raises(ValueError, match=r"wanted an OUT that ends in .zarr.zip"):
+        cli.app(["stats", str(store), str(tmp_path / "s.txt")], standalone_mode=False)
+
+
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.app(["--help"])
     shown = capsys.readouterr().out
-    assert "demo" in shown and "info" in shown
+    assert all(command in shown for command in ("demo", "info", "stats"))

@@ -16,9 +16,22 @@ import xarray as xr
 import zarr
 from small import START, forcing_layout, random_state, small_layout
 from test_emulators import network_emulator
+from test_source import flux_store, julian_years
 
-from polynya.emulators import Draws, Layout, LayoutError, Noise, Source, SourceError, State, layout_of, open_store
-from polynya.ensembles import StoreExistsError, record, rollout, states_of, trajectory
+from polynya.da import ObservationError, Observations, cycle
+from polynya.emulators import (
+    Draws,
+    Field,
+    Layout,
+    LayoutError,
+    Noise,
+    Source,
+    SourceError,
+    State,
+    layout_of,
+    open_store,
+)
+from polynya.ensembles import StoreExistsError, hindcasts, record, rollout, states_of, trajectory, verifying
 from polynya.ensembles.record import recorded
 
 
@@ -258,3 +271,106 @@ def test_a_source_of_one_member_serves_any_and_knows_its_times(tmp_path: Path) -
     with pytest.raises(SourceError, match="wanted a grid of"):
         Source.open(dataset.isel(lat=slice(0, 4)), emulator.layout)
     assert layout_of(dataset, ["uo", "zos"]).field("uo").location == "corner"
+
+
+@dataclass(frozen=True)
+class Driven:
+    """A two-slot emulator that forgets half and adds the forcing, and knows nothing of leap years."""
+
+    layout: Layout
+    forcing_layout: Layout
+    dt: timedelta = timedelta(days=10)
+
+    def step(self, state: State, forcing: State | None, noise: Draws) -> State:
+        assert forcing is not None
+        return state.replace(data=(0.5 * state.data + forcing.data) * self.layout.mask, time=state.time + self.dt)
+
+
+def public_like(years: int, lazy: bool = False) -> tuple[Driven, Source, Source]:
+    """Records as the public stores date them, and an emulator that they drive."""
+    store = flux_store(julian_years(years), lazy=lazy)
+    layout = layout_of(store, ["zos"], slots=(-1, 0))
+    forcing = Layout((Field("hfds"),), layout.grid, layout.slots, layout.interval)
+    return Driven(layout, forcing), Source.open(store, layout), Source.open(store, forcing)
+
+
+def test_thirty_years_of_steps_never_drift_from_the_records() -> None:
+    emulator, truth, forcing = public_like(30)
+    start = truth.state(truth.times[1])
+    with torch.no_grad():
+        states = list(islice(trajectory(emulator, start, forcing), 1095))
+    assert [s.time for s in states] == truth.times[1::2]
+    plain = start.time + 1094 * emulator.dt
+    assert truth.times[-1] - plain == timedelta(days=8), "a day per leap year, which is more than half an interval"
+    past = next(islice(trajectory(emulator, states[-1].replace(time=truth.times[-3]), forcing), 2, None))
+    assert past.time == truth.times[-1] + timedelta(days=10), "past the last record, plainly dt"
+
+
+def test_both_slots_are_recorded_at_the_dates_of_the_records(tmp_path: Path) -> None:
+    emulator, truth, forcing = public_like(3)
+    start = truth.state(truth.times[1])
+    steps = (len(truth.times) - 2) // 2
+    whole = rollout(emulator, start, forcing, steps=steps, store=tmp_path / "whole.zarr")
+    assert list(whole.time.values) == truth.times[: 2 * steps + 2]
+    rollout(emulator, start, forcing, steps=42, store=tmp_path / "part.zarr")  # ends between the two slots of 1976
+    part = rollout(emulator, start, forcing, steps=60, store=tmp_path / "part.zarr", resume=True)
+    again = rollout(emulator, start, forcing, steps=steps, store=tmp_path / "part.zarr", resume=True)
+    assert part.sizes["time"] == 122 and equal(again, whole)
+    assert list(again.time.values) == list(whole.time.values)
+    with pytest.raises(ValueError, match="108 steps from .*: it is not part of a run of 60 steps"):
+        rollout(emulator, start, forcing, steps=60, store=tmp_path / "part.zarr", resume=True)
+    other = truth.state(truth.times[2])
+    with pytest.raises(ValueError, match="it is not part of a run from .* with 2 record.* a step"):
+        rollout(emulator, other, forcing, steps=60, store=tmp_path / "part.zarr", resume=True)
+    with pytest.raises(SourceError, match="109 steps of 10 days"):
+        rollout(emulator, start, forcing, steps=110, store=tmp_path / "more.zarr")
+    assert not (tmp_path / "more.zarr").exists()
+
+
+def test_states_recorded_by_hand_take_their_dates_from_a_source(tmp_path: Path) -> None:
+    emulator, truth, _ = public_like(2)
+    states = [truth.state(truth.times[k]) for k in range(1, 146, 2)]
+    dated = record(states, tmp_path / "dated.zarr", dates=truth)
+    assert list(dated.time.values) == truth.times
+    back = list(states_of(dated, emulator.layout))[::2]
+    assert all(torch.equal(a.data, b.data) for a, b in zip(back, states, strict=True))
+
+
+def test_hindcasts_meet_the_truth_across_a_leap_year() -> None:
+    emulator, truth, forcing = public_like(3)
+    starts = [truth.state(truth.times[k]) for k in (78, 81)]
+    forecasts = hindcasts(emulator, starts, forcing, steps=4)
+    assert list(forecasts.valid_time.values[0]) == [truth.times[k] for k in range(78, 87, 2)]
+    assert verifying(truth.dataset[["zos"]], forecasts).sizes["lead"] == 5
+
+
+def test_a_cycle_counts_its_steps_as_the_trajectory_dates_them() -> None:
+    emulator, truth, forcing = public_like(3)
+    start = truth.state(truth.times[79])
+
+    class Keep:
+        def analysis(self, forecast: State, observations: Observations) -> State:
+            return forecast
+
+    def seen(k: int) -> Observations:
+        scalars = ("zos", 0.0, 0.0, 0.0, 1.0, 1.0, "point")
+        return Observations(truth.times[k], *(np.array(v) for v in scalars))
+
+    states = list(cycle(emulator, start, forcing, [seen(83), seen(87)], Keep()))
+    assert [s.time for s in states] == truth.times[79:88:2]
+    with pytest.raises(ObservationError, match="wanted a whole number >= 1"):
+        list(cycle(emulator, start, forcing, [seen(82)], Keep()))
+    with pytest.raises(ObservationError, match="wanted a whole number >= 1"):
+        list(cycle(emulator, start, None, [seen(87)], Keep()))
+
+
+def test_a_date_that_was_not_yet_written_is_no_record(tmp_path: Path) -> None:
+    layout = small_layout()
+    store = tmp_path / "run.zarr"
+    whole = rollout(Wanderer(layout), random_state(layout), steps=6, store=tmp_path / "w.zarr", noise=Noise(2))
+    rollout(Wanderer(layout), random_state(layout), steps=3, store=store, noise=Noise(2))
+    zarr.open_group(store)["time"].resize((5,))  # killed after making room for a date, before writing it
+    assert len(recorded(store)) == 4
+    assert equal(
+        rollout(Wanderer(layout), random_state(layout), steps=6, store=store, noise=Noise(2), resume=True), whole
+    )

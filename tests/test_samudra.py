@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,13 +16,16 @@ from small import random_state
 from test_emulators import network_emulator
 
 from polynya.emulators import CheckpointError, Layout, Noise, Samudra, Source, export, load, open_store
-from polynya.emulators.samudra import load_network, static_maps
+from polynya.emulators.samudra import NetworkConfig, SamudraNet, load_network, static_maps
+from polynya.emulators.scaling import StatisticsError
 from polynya.emulators.source import _anomalies
+from polynya.emulators.statistics import flat_statistics, save_statistics, statistics_of
 from polynya.ensembles import rollout
 
 DATA = Path(__file__).parent / "data"
 PIPELINE = np.load(DATA / "om4" / "pipeline.npz")
 WEIGHTS = DATA / "samudra" / "v2_tiny.pt"
+STORE = DATA / "om4" / "OM4.zarr.zip"
 
 
 def statistics(kind: str) -> xr.Dataset:
@@ -31,12 +35,12 @@ def statistics(kind: str) -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def emulator() -> Samudra:
-    return load(WEIGHTS, data=DATA / "om4" / "OM4.zarr.zip", means=statistics("means"), stds=statistics("stds"))
+    return load(WEIGHTS, data=STORE, means=statistics("means"), stds=statistics("stds"))
 
 
 @pytest.fixture(scope="module")
 def sources(emulator: Samudra) -> tuple[Source, Source]:
-    path = DATA / "om4" / "OM4.zarr.zip"
+    path = STORE
     return Source.open(path, emulator.layout), Source.open(path, emulator.forcing_layout)
 
 
@@ -102,10 +106,130 @@ def test_published_weights_need_a_store_and_say_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds weights alone; give data, means, stds"):
         load(WEIGHTS)
     with pytest.raises(FileNotFoundError, match="no statistics at"):
-        load(WEIGHTS, data=DATA / "om4" / "OM4.zarr.zip", means=tmp_path / "none", stds=tmp_path / "none")
+        load(WEIGHTS, data=STORE, means=tmp_path / "none", stds=tmp_path / "none")
     few = statistics("means").drop_vars(["thetao_3", "zos"])
-    with pytest.raises(CheckpointError, match="the statistics lack thetao_3, zos"):
-        load(WEIGHTS, data=DATA / "om4" / "OM4.zarr.zip", means=few, stds=statistics("stds"))
+    with pytest.raises(StatisticsError, match="lack the mean of thetao_3, zos"):
+        load(WEIGHTS, data=STORE, means=few, stds=statistics("stds"))
+    zero = statistics("stds").assign(so_2=0.0)
+    with pytest.raises(StatisticsError, match="a std of 0 for so_2"):
+        load(WEIGHTS, data=STORE, means=statistics("means"), stds=zero)
+
+
+def saved(path: Path, state: int, boundary: int, layout: str = "unet") -> Path:
+    """A checkpoint of an untrained network with so many channels, in one of the published key layouts."""
+    torch.manual_seed(0)
+    network = SamudraNet(NetworkConfig(state + boundary, state, (6, 8), (1, 2), 4, "batch", "plain"))
+    weights = network.state_dict()
+    if layout == "original":
+        weights = {k.removeprefix("unet.").replace("decoder", "layers.9"): v for k, v in weights.items()}
+    torch.save({"model": weights, "epoch": 1}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("state", "boundary", "names", "forcing", "slots"),
+    [
+        (42, 4, ("uo", "vo", "thetao", "so", "zos"), ("tauuo", "tauvo", "hfds", "hfds_anomalies"), (0,)),
+        (42, 6, ("uo", "vo", "thetao", "so", "zos"), ("tauuo", "tauvo", "hfds"), (-1, 0)),
+        (14, 8, ("thetao", "so", "zos"), ("tauuo", "tauvo", "hfds", "hfds_anomalies"), (-1, 0)),
+        (2, 2, ("thetao",), ("hfds",), (-1, 0)),
+    ],
+)
+def test_published_sets_of_variables_follow_from_the_channels(
+    tmp_path: Path, state: int, boundary: int, names: tuple[str, ...], forcing: tuple[str, ...], slots: tuple[int, ...]
+) -> None:
+    path = saved(tmp_path / "c.pt", state, boundary, "original")
+    emulator = load(path, data=STORE, means=statistics("means"), stds=statistics("stds"))
+    assert emulator.layout.names == names and emulator.forcing_layout.names == forcing
+    assert emulator.forcing_layout.slots == slots and emulator.network.config.upsample == "plain"
+    source, forced = Source.open(STORE, emulator.layout), Source.open(STORE, emulator.forcing_layout)
+    start = source.state("1976-11-08")
+    assert forced.at(start.time).data.shape[1] == boundary
+    run = rollout(emulator, start, forced, steps=2, store=tmp_path / "run.zarr")
+    assert run.sizes["time"] == 6 and bool(run.thetao.isel(lev=0).notnull().any())
+
+
+def test_what_channels_cannot_tell_must_be_said(tmp_path: Path) -> None:
+    given = {"data": STORE, "means": statistics("means"), "stds": statistics("stds")}
+    with pytest.raises(CheckpointError, match=r"38 output channels are no two time slots of uo, vo.*pass variables"):
+        load(saved(tmp_path / "a.pt", 38, 8), **given)
+    with pytest.raises(CheckpointError, match=r"leave 5 for the forcing.*pass forcing"):
+        load(saved(tmp_path / "b.pt", 42, 5), **given)
+    with pytest.raises(CheckpointError, match="wanted 8 forcing channels, got tauuo"):
+        load(saved(tmp_path / "c.pt", 42, 8), forcing=("tauuo",), **given)
+    told = load(saved(tmp_path / "d.pt", 22, 4), variables=("so", "thetao", "zos"), forcing=("tauvo", "hfds"), **given)
+    assert told.layout.names == ("so", "thetao", "zos") and told.layout.shape[0] == 22
+    assert told.forcing_layout.names == ("tauvo", "hfds") and told.forcing_layout.slots == (-1, 0)
+
+
+def test_statistics_of_the_first_generation_have_depths_in_their_names(emulator: Samudra) -> None:
+    depths = ("2_5", "10_0", "22_5", "40_0", "65_0")
+    means, stds = (
+        d.rename({f"{v}_{k}": f"{v}_lev_{depths[k]}" for v in ("uo", "vo", "thetao", "so") for k in range(5)})
+        for d in (statistics("means"), statistics("stds"))
+    )
+    again = load(WEIGHTS, data=STORE, means=means, stds=stds)
+    assert torch.equal(again.scaling.mean, emulator.scaling.mean)
+    assert torch.equal(again.scaling.std, emulator.scaling.std)
+
+
+def test_one_statistics_file_replaces_the_stores(tmp_path: Path, sources: tuple[Source, Source]) -> None:
+    """Made from the data, it holds grid, mask and constants; the forecast is the same as with the data's stores."""
+    file = save_statistics(statistics_of(STORE), tmp_path / "small.zarr.zip")
+    alone = load(WEIGHTS, statistics=file)
+    flat = flat_statistics(statistics_of(STORE))
+    classic = load(WEIGHTS, data=STORE, means=flat["mean"], stds=flat["std"])
+    assert torch.equal(alone.scaling.mean, classic.scaling.mean)
+    assert alone.layout.interval == timedelta(days=5)
+    assert torch.equal(alone.layout.mask, classic.layout.mask)
+    state = sources[0].state("1976-11-08")
+    with torch.no_grad():
+        one, two = (e.step(state, sources[1].at(state.time), Noise(0)).data for e in (alone, classic))
+    assert torch.equal(one, two)
+
+
+def test_a_repository_is_asked_for_a_file_and_a_revision(monkeypatch: pytest.MonkeyPatch, emulator: Samudra) -> None:
+    asked = {}
+
+    def download(repository: str, file: str, revision: str | None = None) -> str:
+        asked.update(repository=repository, file=file, revision=revision)
+        return str(WEIGHTS)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    given = {"data": STORE, "means": statistics("means"), "stds": statistics("stds")}
+    there = load("M2LInES/Samudra2", file="onedeg/ema_ckpt.pt", revision="abc123", **given)
+    assert asked == {"repository": "M2LInES/Samudra2", "file": "onedeg/ema_ckpt.pt", "revision": "abc123"}
+    assert there.checkpoint == emulator.checkpoint
+
+
+def test_a_truncated_download_and_a_pickle_of_code_are_refused(tmp_path: Path) -> None:
+    given = {"data": STORE, "means": statistics("means"), "stds": statistics("stds")}
+    whole = WEIGHTS.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="download it again"):
+        load(tmp_path / "cut.pt", **given)
+    with (tmp_path / "code.pt").open("wb") as file:
+        pickle.dump({"model": print}, file)
+    with pytest.raises(CheckpointError, match="cannot be read as one"):
+        load(tmp_path / "code.pt", **given)
+    exported = export(network_emulator(), tmp_path / "e.safetensors")
+    (tmp_path / "half.safetensors").write_bytes(exported.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        load(tmp_path / "half.safetensors")
+
+
+def test_an_interrupted_export_leaves_the_file_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = export(network_emulator(), tmp_path / "e.safetensors")
+    before = path.read_bytes()
+
+    def dies(tensors: object, file: Path, metadata: object) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("polynya.emulators.weights.save_file", dies)
+    with pytest.raises(OSError, match="disk full"):
+        export(network_emulator(), path)
+    assert path.read_bytes() == before
 
 
 def test_an_exported_emulator_needs_nothing_else(

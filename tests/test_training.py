@@ -19,10 +19,12 @@ from test_emulators import network_emulator
 
 from polynya.emulators import Noise, Samudra, Source, State, load
 from polynya.emulators.losses import SAMUDRA2, Loss
+from polynya.emulators.processes import Processes
 from polynya.emulators.samudra import SamudraNet
-from polynya.emulators.scaling import scaling_of
-from polynya.emulators.training import Recipe, _average, _Chain, averaging, parameters, train
-from polynya.emulators.windows import Windows, read_ahead, windows_of
+from polynya.emulators.scaling import scaling_from
+from polynya.emulators.statistics import statistics_of
+from polynya.emulators.training import Recipe, _average, _Chain, _Run, averaging, parameters, train
+from polynya.emulators.windows import Place, Windows, read_ahead, windows_of
 
 STEP = timedelta(days=5)
 
@@ -46,35 +48,20 @@ def windows() -> Windows:
     return windows_of(emulator, [truth()])
 
 
-def test_statistics_are_those_of_numpy_over_wet_cells() -> None:
+def test_constants_follow_the_channels_of_every_slot() -> None:
+    dataset = truth()
     layout, forcing_of = small_layout((-1, 0)), forcing_layout()
-    states = [random_state(small_layout(), seed=k).replace(time=START + k * STEP) for k in range(5)]
-    forcings = [random_state(forcing_of, seed=50 + k) for k in range(5)]
-    scaling = scaling_of(layout, forcing_of, states, forcings)
-    stacked = np.stack([s.data.double().numpy() for s in states])
-    for c in range(7):
-        wet = small_layout().mask[c].numpy()
-        values = stacked[:, :, c][..., wet]
-        assert scaling.mean[c] == pytest.approx(values.mean(), abs=1e-6)
-        assert scaling.std[c] == pytest.approx(values.std(), rel=1e-6)
-        assert scaling.increment[c] == pytest.approx(np.diff(values, axis=0).std(), rel=1e-6)
-        assert scaling.mean[c] == scaling.mean[c + 7]
-    assert len(scaling.forcing_mean) == 2
-
-
-def test_a_jump_in_time_is_no_increment_and_a_constant_is_refused() -> None:
-    layout, forcing_of = small_layout(), forcing_layout()
-    one, two = random_state(layout), random_state(layout, seed=9).replace(time=START + 3 * STEP)
-    near = one.replace(data=one.data + 0.1 * random_state(layout, seed=3).data, time=START + STEP)
-    scaling = scaling_of(layout, forcing_of, [one, near, two], [random_state(forcing_of)])
-    assert float(scaling.increment.max()) < 0.2
-    flat = one.replace(data=torch.zeros_like(one.data))
-    with pytest.raises(ValueError, match="constant over these records: thetao_0"):
-        scaling_of(layout, forcing_of, [flat, flat], [random_state(forcing_of)])
-    still = random_state(forcing_of)
-    still = still.replace(data=3.0 * forcing_of.mask * torch.ones_like(still.data))
-    quiet = scaling_of(layout, forcing_of, [one, near], [still, still])
-    assert torch.allclose(quiet.forcing_mean, torch.full((2,), 3.0)) and (quiet.forcing_std == 1).all()
+    statistics = statistics_of(dataset)
+    scaling = scaling_from(statistics, layout, forcing_of)
+    wet = layout.field_mask(layout.field("uo"))[1]
+    values = dataset.uo.isel(lev=1).values[..., wet]
+    c = layout.channels("uo").start + 1
+    assert scaling.mean[c] == pytest.approx(values.mean(), abs=1e-6)
+    assert scaling.std[c] == pytest.approx(values.std(), rel=1e-5)
+    assert scaling.increment[c] == pytest.approx(np.diff(values, axis=1).std(), rel=1e-5)
+    assert torch.equal(scaling.mean[:7], scaling.mean[7:]) and len(scaling.forcing_std) == 2
+    without = scaling_from(statistics.drop_vars([n for n in statistics if "increment" in str(n)]), layout, forcing_of)
+    assert torch.equal(without.increment, scaling.std)
 
 
 def test_windows_are_consecutive_records_of_one_member(windows: Windows) -> None:
@@ -99,7 +86,7 @@ def test_windows_of_two_slot_emulators_step_by_two() -> None:
     for k in (0, 1):
         assert torch.equal(window.targets[k], two.states[0].state(START + (3 + 2 * k) * STEP, (0,)).data)
         assert torch.equal(window.forcings[k], two.forcings[0].at(START + (1 + 2 * k) * STEP, (0,)).data)
-    both = two.batch([0, 7], 2, emulator.stride)
+    both = two.batch([Place(0), Place(7)], 2, emulator.stride)
     assert torch.equal(both.targets[:, 1:], two.get(7, 2, emulator.stride).targets)
 
 
@@ -120,10 +107,46 @@ def test_batches_are_read_ahead_in_order_and_errors_come_through(windows: Window
 
 
 def test_every_window_is_seen_once_an_epoch() -> None:
-    recipe = Recipe(6, batch=4, seed=3)
-    seen = [w for n in range(6) for w in recipe.windows(n, 12)]
+    recipe = Recipe(6, batch=4, steps=(1,), seed=3)
+    seen = [p.index for n in range(6) for p in recipe.places(n, 12)]
     assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12)) and seen[:12] != seen[12:]
-    assert seen != [w for n in range(6) for w in replace(recipe, seed=4).windows(n, 12)]
+    assert seen != [p.index for n in range(6) for p in replace(recipe, seed=4).places(n, 12)]
+    assert all(p.fresh and p.link == 0 for n in range(6) for p in recipe.places(n, 12))
+
+
+def test_chains_go_on_where_they_were_and_begin_at_different_updates() -> None:
+    recipe = Recipe(40, batch=4, steps=(1, 2), links=(1, 8), seed=3)
+    assert all(p.fresh for n in range(20) for p in recipe.places(n, 12))
+    assert recipe.places(0, 12)[0].index != recipe.places(20, 12)[0].index
+    assert all(p.fresh for p in recipe.places(20, 12)) and [p.link for p in recipe.places(20, 12)] == [0, 2, 4, 6]
+    for n in range(21, 40):
+        for before, now in zip(recipe.places(n - 1, 12), recipe.places(n, 12), strict=True):
+            if now.fresh:
+                assert now.link == 0 and before.link == 7
+            else:
+                assert now.link == before.link + 1 and now.index == before.index
+        assert sum(p.fresh for p in recipe.places(n, 12)) <= 1
+
+
+def test_a_link_is_the_window_further_along(windows: Windows) -> None:
+    chain, third = windows.get(5, 2, 1, 4, 2), windows.get(5, 8, 1)
+    assert torch.equal(chain.targets, third.targets[4:6]) and torch.equal(chain.forcings, third.forcings[4:6])
+    assert torch.equal(chain.start, third.targets[3]) and chain.time == START + 9 * STEP
+
+
+def test_carried_runs_start_where_they_ended_unless_they_are_lost(windows: Windows) -> None:
+    emulator = network_emulator()
+    run = _Run(emulator, Recipe(2, batch=2, links=(4,)), Processes())
+    batch = replace(windows.batch([Place(0), Place(3)], 1, 1), fresh=(False, False))
+    ended = batch.start + 0.1 * emulator.layout.mask
+    assert torch.equal(run._start(batch, ended), ended)
+    assert torch.equal(run._start(batch, None), batch.start)
+    lost = torch.cat([ended[:1], ended[1:] + 100.0])
+    assert torch.equal(run._start(batch, lost), torch.cat([ended[:1], batch.start[1:]]))
+    lost[1, 0] = float("nan")
+    assert torch.equal(run._start(batch, lost)[1], batch.start[1])
+    mixed = replace(batch, fresh=(True, False))
+    assert torch.equal(run._start(mixed, ended), torch.cat([batch.start[:1], ended[1:]]))
 
 
 def test_the_rate_rises_and_falls_as_a_cosine() -> None:
@@ -189,7 +212,7 @@ def killed_after(windows: Windows, updates: int) -> Windows:
 def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, loss: Loss) -> None:
     emulator = normed_emulator()
     windows = windows_of(emulator, [truth()], in_memory=True)
-    recipe = Recipe(30, batch=2, steps=(1, 2), loss=loss, seed=4)
+    recipe = Recipe(30, batch=2, steps=(1, 2), links=(4,), loss=loss, seed=4)
     whole = train(emulator, windows, recipe, folder=tmp_path / "whole")
     with pytest.raises(KilledError):
         train(emulator, killed_after(windows, 13), recipe, folder=tmp_path / "cut", save_minutes=0)
@@ -275,10 +298,10 @@ def test_the_loss_of_persistence_is_about_one() -> None:
     dataset = truth()
     source = Source.open(dataset, emulator.layout)
     forcing = Source.open(dataset, emulator.forcing_layout)
-    states: list[State] = [source.state(t, (m,)) for m in (0, 1) for t in source.times]
-    scaling = scaling_of(emulator.layout, emulator.forcing_layout, states, [forcing.at(t, (0,)) for t in source.times])
+    scaling = scaling_from(statistics_of(dataset), emulator.layout, emulator.forcing_layout)
     chain = _Chain(replace(emulator, scaling=scaling), Loss())
-    errors = chain(Windows([source], [forcing]).batch(range(39), 1, 1), 1, Noise(0)).detach()
+    batch = Windows([source], [forcing]).batch([Place(k) for k in range(39)], 1, 1)
+    errors = chain(batch, batch.start, 1, Noise(0))[0].detach()
     assert float(errors.mean()) == pytest.approx(1.0, rel=0.35)
 
 
