@@ -118,6 +118,17 @@ def _same_times(prediction: xr.Dataset, truth: xr.Dataset) -> tuple[xr.Dataset, 
     return prediction.sel(time=common), truth.sel(time=common), left_out
 
 
+def _same_levels(prediction: xr.Dataset, truth: xr.Dataset, skipped: dict[str, str]) -> tuple[xr.Dataset, xr.Dataset]:
+    """Both with as many of the uppermost levels as both have: an emulator may predict only some of a store's."""
+    dim = next((d for d in ("lev", "depth", "z") if d in prediction.dims and d in truth.dims), None)
+    if dim is None or prediction.sizes[dim] == truth.sizes[dim]:
+        return prediction, truth
+    both = min(prediction.sizes[dim], truth.sizes[dim])
+    most = max(prediction.sizes[dim], truth.sizes[dim])
+    skipped["levels"] = f"{most - both} of {most} levels are only in one of prediction and truth"
+    return prediction.isel({dim: slice(both)}), truth.isel({dim: slice(both)})
+
+
 def _check_grid(prediction: xr.Dataset, truth: xr.Dataset) -> None:
     """Raise unless all dimensions and the places of their indices, lat and lon are the same to rounding."""
     for dim in set(truth.dims) - {"time"}:
@@ -247,9 +258,10 @@ def compare(
     if "member" not in prediction.dims:
         prediction = prediction.drop_vars("member", errors="ignore").expand_dims("member")
     area = area_of(truth) if area is None else bare(area)
+    skipped: dict[str, str] = {}
+    prediction, truth = _same_levels(prediction, truth, skipped)
     prediction, truth_at, left_out = _same_times(prediction, truth)
     prediction, common = _on_grid(prediction, truth_at, names)
-    skipped: dict[str, str] = {}
     lev, levels = _levels(common, skipped)
     inside = _bands(bands, levels, skipped)
     _drop_dry(inside, common, lev, skipped)

@@ -37,6 +37,7 @@ _FORCINGS = {
     1: (("hfds",), (0,)),
 }
 _SLOTS = (-1, 0)
+_SURFACE = ("zos", "tos")
 
 
 def published(
@@ -79,16 +80,16 @@ def _layouts(
     """State and forcing layouts that have the network's numbers of channels."""
     outputs, inputs = config.out_channels, config.in_channels - config.out_channels
     states = _STATES if variables is None else (tuple(variables),)
-    have = 0
     for names in states:
         levels = _levels(outputs, names)
-        if levels is not None and levels <= (have := _have(store, names)):
+        if levels is not None and levels <= _have(store, names):
             break
     else:
-        wanted = "; ".join(f"{', '.join(n)}" for n in states)
+        sizes = [(n, _have(store, n)) for n in states]
+        wanted = "; ".join(f"{', '.join(n)} on {k} levels ({2 * _channels(n, k)} channels)" for n, k in sizes)
         raise CheckpointError(
-            f"{path}: its {outputs} output channels are no two time slots of {wanted} on the {have} levels there "
-            "are; pass variables=(...) in the order it was trained with"
+            f"{path}: its {outputs} output channels are no two time slots of what the data have: {wanted}, or fewer "
+            "levels; pass variables=(...) in the order it was trained with, or data with all levels"
         )
     layout = _layout(store, names, levels)
     if forcing is None and inputs not in _FORCINGS:
@@ -121,14 +122,18 @@ def _have(store: xr.Dataset, names: Sequence[str]) -> int:
     return min((levels_in(a) for a in known if "lev" in a.dims), default=0)
 
 
+def _channels(names: Sequence[str], levels: int) -> int:
+    """Channels of one slot."""
+    return sum(1 if n in _SURFACE else levels for n in names)
+
+
 def _levels(outputs: int, names: Sequence[str]) -> int | None:
     """Levels that make two slots of `names` have `outputs` channels; None if none do."""
-    surface = [n for n in names if n in ("zos", "tos")]
-    deep = len(names) - len(surface)
+    surface, deep = _channels(names, 0), _channels(names, 1) - _channels(names, 0)
     slot, odd = divmod(outputs, len(_SLOTS))
     if odd or not deep:
-        return None if odd or slot != len(surface) else 0
-    levels, rest = divmod(slot - len(surface), deep)
+        return 0 if not odd and slot == surface else None
+    levels, rest = divmod(slot - surface, deep)
     return levels if not rest and levels > 0 else None
 
 

@@ -28,6 +28,10 @@ class Recipe:
             starts from the truth. With many an emulator of a forced ocean learns to find back from where
             its own rollouts go, which makes them stable; a run that is lost starts anew from the truth.
             (Truncated backpropagation through time, Williams & Peng 1990, Neural Computation 2.)
+        jitter: standard deviation of white noise that is added to initial states, in units of each channel's
+            typical change, while the targets stay as they are. The network learns to damp what grid-scale noise
+            it makes itself, without which long rollouts of small networks blow up (Sanchez-Gonzalez et al. 2020,
+            "Learning to simulate complex physics with graph networks", section 4.3).
         loss: what is minimised.
         learning_rate: peak, of Adam with a cosine decay to zero.
         warmup: fraction of the updates in which the rate rises linearly to its peak.
@@ -44,6 +48,7 @@ class Recipe:
     batch: int = 8
     steps: Sequence[int] = (1, 2, 4)
     links: Sequence[int] = (1,)
+    jitter: float = 0.0
     loss: Loss = field(default_factory=Loss)
     learning_rate: float = 1e-3
     warmup: float = 0.1
@@ -56,6 +61,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         whole = (self.updates, self.batch, self.accumulate, *self.steps, *self.links)
+        if self.jitter < 0:
+            raise ValueError(f"jitter is a standard deviation, 0 or more, got {self.jitter}")
         if min(whole) < 1 or not self.steps or not self.links:
             raise ValueError(
                 f"updates, batch, accumulate and all entries of steps and links are at least 1, got {self}"

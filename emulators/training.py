@@ -186,6 +186,16 @@ class _Run:
         keep &= ~torch.tensor(batch.fresh * self.recipe.loss.members, device=truth.device)
         return torch.where(keep.view(-1, 1, 1, 1), carried, truth)
 
+    def _jittered(self, start: Tensor, batch: Batch, noise: Noise) -> Tensor:
+        """Initial states with white noise in wet cells."""
+        if not self.recipe.jitter:
+            return start
+        m = self.recipe.loss.members
+        numbers = [m * k + i for i in range(m) for k in batch.numbers]
+        drawn = noise.stream("jitter").normal(numbers, None, start.shape[1:], device=start.device)
+        amplitude = self.recipe.jitter * self.original.scaling.to(start).increment
+        return start + amplitude * drawn * self.original.layout.mask.to(start.device)
+
     def update(self, n: int, batch: Batch) -> dict[str, Any]:
         """One optimiser update; returns what is worth logging."""
         recipe, horizon, noise = self.recipe, self.recipe.horizon(n), self.noise.stream(str(n))
@@ -199,7 +209,8 @@ class _Run:
         for i, (part, carried) in enumerate(zip(parts, before, strict=True)):
             last = i == len(parts) - 1
             with nullcontext() if last else self.processes.unsynchronised(self.distributed):
-                steps, end = self.distributed(part, self._start(part, carried), horizon, noise)
+                start = self._jittered(self._start(part, carried), part, noise)
+                steps, end = self.distributed(part, start, horizon, noise)
                 found = steps.sum(0)
                 loss = (found * self.scale.repeat(self.original.stride)).mean() / len(parts)
                 loss.backward()

@@ -151,7 +151,10 @@ def test_published_sets_of_variables_follow_from_the_channels(
 
 def test_what_channels_cannot_tell_must_be_said(tmp_path: Path) -> None:
     given = {"data": STORE, "means": statistics("means"), "stds": statistics("stds")}
-    with pytest.raises(CheckpointError, match=r"38 output channels are no two time slots of uo, vo.*pass variables"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"38 output channels are no.*uo, vo, thetao, so, zos on 5 levels \(42 channels\).*pass variables",
+    ):
         load(saved(tmp_path / "a.pt", 38, 8), **given)
     with pytest.raises(CheckpointError, match=r"leave 5 for the forcing.*pass forcing"):
         load(saved(tmp_path / "b.pt", 42, 5), **given)

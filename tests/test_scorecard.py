@@ -288,6 +288,12 @@ def test_times_are_matched_and_counted(prediction, truth):
     assert "10 times of the prediction and 19 of the truth left out" in scorecard_table(found)
 
 
+def test_a_prediction_of_the_uppermost_levels_is_scored_on_those(card, prediction, truth):
+    few = samudra_scorecard(prediction.isel(lev=slice(2)), truth)
+    assert few.sizes["lev"] == 2 and "levels" in few.attrs["skipped"]
+    np.testing.assert_allclose(few.variance_ratio_thetao, card.variance_ratio_thetao.isel(lev=slice(2)), rtol=1e-6)
+
+
 def test_what_is_missing_is_said(truth):
     only = truth[["zos"]]
     found = samudra_scorecard(only, only)

@@ -177,6 +177,19 @@ def test_training_learns_and_leaves_its_start_alone(windows: Windows) -> None:
     assert errors["trained"] < 0.6 * persistence
 
 
+def test_jitter_is_white_and_stays_in_the_sea(windows: Windows) -> None:
+    emulator = network_emulator()
+    run = _Run(emulator, Recipe(2, batch=2, jitter=0.5), Processes())
+    batch = windows.batch([Place(0), Place(3)], 1, 1)
+    added = run._jittered(batch.start, batch, Noise(3)) - batch.start
+    assert (added[:, ~emulator.layout.mask] == 0).all()
+    wet = added[:, emulator.layout.mask]
+    assert float(wet.std()) == pytest.approx(0.5 * 0.3, rel=0.1) and abs(float(wet.mean())) < 0.02
+    assert not torch.equal(added[0], added[1])
+    with pytest.raises(ValueError, match="jitter is a standard deviation"):
+        Recipe(1, jitter=-1.0)
+
+
 def same(one: Samudra, two: Samudra) -> bool:
     a, b = one.network.state_dict(), two.network.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -212,7 +225,7 @@ def killed_after(windows: Windows, updates: int) -> Windows:
 def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, loss: Loss) -> None:
     emulator = normed_emulator()
     windows = windows_of(emulator, [truth()], in_memory=True)
-    recipe = Recipe(30, batch=2, steps=(1, 2), links=(4,), loss=loss, seed=4)
+    recipe = Recipe(30, batch=2, steps=(1, 2), links=(4,), jitter=0.1, loss=loss, seed=4)
     whole = train(emulator, windows, recipe, folder=tmp_path / "whole")
     with pytest.raises(KilledError):
         train(emulator, killed_after(windows, 13), recipe, folder=tmp_path / "cut", save_minutes=0)
