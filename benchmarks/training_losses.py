@@ -67,7 +67,10 @@ def trained(name: str, seed: int, updates: int, work: Path, truth: Path) -> tupl
         norm="none",
     )  # fmt: skip
     emulator.network.to(memory_format=torch.channels_last)
-    recipe = Recipe(updates, batch=4, steps=(1, 1, 2, 3), loss=LOSSES[name], learning_rate=2e-3, seed=seed)
+    recipe = Recipe(
+        updates, batch=4, steps=(1, 1, 2, 3), links=(1, 1, 8, 24), jitter=0.5, loss=LOSSES[name], learning_rate=2e-3,
+        seed=seed,
+    )  # fmt: skip
     windows = windows_of(emulator, [store], in_memory=True)
     begin = time.perf_counter()
     done = train(emulator, windows, recipe, folder=folder, resume=True, progress=True)

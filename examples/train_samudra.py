@@ -46,10 +46,14 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
 
     training = open_store(given.store).sel(time=slice(given.start, given.end))
-    constants, first = given.folder / "statistics.zarr.zip", int(os.environ.get("RANK", "0")) == 0
-    if not constants.exists() and first:
+    constants = given.folder / "statistics.zarr.zip"
+    if not constants.exists() and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise SystemExit(
+            f"make the statistics before many processes need them: polynya stats {given.store} {constants}"
+        )
+    if not constants.exists():
         save_statistics(statistics_of(training, progress=True), constants)
-    statistics = open_statistics(constants)  # under torchrun, make them first: `polynya stats`
+    statistics = open_statistics(constants)
 
     layout = layout_of(training, STATE, slots=(-1, 0))
     forcing = Layout(tuple(Field(n) for n in FORCING), layout.grid, layout.slots, layout.interval)
@@ -60,7 +64,7 @@ def main() -> None:
     windows = windows_of(emulator, [training], climatology=statistics)
     train(emulator, windows, Recipe.samudra2(given.updates, batch=given.batch), folder=given.folder, resume=True,
           progress=True)  # fmt: skip
-    if first:
+    if os.environ.get("RANK", "0") == "0":
         learning_curves(given.folder).savefig(given.folder / "training.png", dpi=150)
 
 
