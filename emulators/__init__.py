@@ -3,6 +3,7 @@
 from . import samples
 from .conservation import Conserve
 from .emulator import Bounds, Climatology, Corrected, Emulator, Forcing, Persistence, annual_cycle
+from .gensim import GenSIM, GenSIMConfig, Running
 from .grids import gaussian_grid, grid_of, layout_of
 from .names import UnitsError, attributes
 from .noise import Draws, GivenNoise, Noise
@@ -24,11 +25,14 @@ __all__ = [
     "Emulator",
     "Field",
     "Forcing",
+    "GenSIM",
+    "GenSIMConfig",
     "GivenNoise",
     "Layout",
     "LayoutError",
     "Noise",
     "Persistence",
+    "Running",
     "Samudra",
     "Source",
     "SourceError",

@@ -45,6 +45,15 @@ VARIABLES: dict[str, Variable] = {
     "siu": Variable("m s-1", "sea_ice_x_velocity", "zonal sea-ice velocity"),
     "siv": Variable("m s-1", "sea_ice_y_velocity", "meridional sea-ice velocity"),
     "sisnthick": Variable("m", "surface_snow_thickness", "snow thickness on sea ice"),
+    "sidamage": Variable("1", "", "sea-ice damage"),
+    "tas": Variable("K", "air_temperature", "near-surface air temperature"),
+    "huss": Variable("1", "specific_humidity", "near-surface specific humidity"),
+    "uas": Variable("m s-1", "x_wind", "near-surface wind along x"),
+    "vas": Variable("m s-1", "y_wind", "near-surface wind along y"),
+    "pdd_month": Variable("K", "", "mean melting degree days of the last month"),
+    "fdd_month": Variable("K", "", "mean freezing degree days of the last month"),
+    "pdd_year": Variable("K", "", "mean melting degree days of the last year"),
+    "fdd_year": Variable("K", "", "mean freezing degree days of the last year"),
 }
 
 GRID_ATTRS: dict[str, dict[str, str]] = {
@@ -60,7 +69,7 @@ GRID_ATTRS: dict[str, dict[str, str]] = {
     "lon_corner": {"units": "degrees_east", "standard_name": "longitude"},
 }
 
-ALIASES: dict[str, str] = {"sit": "sithick", "sic": "siconc", "snt": "sisnthick", "HI": "sithick"}
+ALIASES: dict[str, str] = {"sit": "sithick", "sic": "siconc", "snt": "sisnthick", "HI": "sithick", "sid": "sidamage"}
 
 # Canonical units -> the other spellings of the same unit, and conversions (factor, offset) from others.
 _SPELLINGS: dict[str, set[str]] = {
@@ -71,11 +80,13 @@ _SPELLINGS: dict[str, set[str]] = {
     "N m-2": {"N m-2", "N/m2", "N m^-2", "Pa", "pascal"},
     "W m-2": {"W m-2", "W/m2", "W m^-2", "W/m^2", "watt/m^2"},
     "kg m-2 s-1": {"kg m-2 s-1", "kg/m2/s", "kg m^-2 s^-1"},
-    "1": {"1", "", "fraction"},
+    "1": {"1", "", "fraction", "kg kg-1", "kg/kg"},
+    "K": {"K", "kelvin", "Kelvin"},
 }
 _CONVERSIONS: dict[tuple[str, str], tuple[float, float]] = {
     ("K", "degC"): (1.0, -273.15),
     ("kelvin", "degC"): (1.0, -273.15),
+    ("degC", "K"): (1.0, 273.15),
     ("cm", "m"): (0.01, 0.0),
     ("mm", "m"): (0.001, 0.0),
     ("cm s-1", "m s-1"): (0.01, 0.0),

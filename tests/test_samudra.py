@@ -297,3 +297,52 @@ def test_land_values_do_not_reach_the_ocean() -> None:
     with torch.no_grad():
         clean, dirty = (emulator.step(s, forcing, Noise(0)) for s in (state, replace(state, data=litter)))
     assert torch.equal(clean.data[:, emulator.layout.mask], dirty.data[:, emulator.layout.mask])
+
+
+def test_tuned_emulators_share_weights_and_agree(emulator: Samudra, sources: tuple[Source, Source]) -> None:
+    state = sources[0].state("1976-11-08", (0, 1))
+    forcing = sources[1].at(state.time, (0, 1))
+    half, whole = emulator.tuned(bf16=True), emulator.tuned(one_at_a_time=False)
+    assert half.network.decoder.weight.data_ptr() == emulator.network.decoder.weight.data_ptr()
+    assert half.network.config.bf16 and not emulator.network.config.bf16 and not half.network.training
+    with torch.no_grad():
+        plain, coarse, batched = (e.step(state, forcing, Noise(0)).data for e in (emulator, half, whole))
+    scale = emulator.scaling.std.view(-1, 1, 1)
+    assert float(((coarse - plain) / scale).std()) < 0.03 * float(((plain) / scale).std())
+    assert torch.allclose(batched / scale, plain / scale, atol=1e-5) and not torch.equal(coarse, plain)
+
+
+def test_an_untrained_emulator_is_persistence_and_its_seed_decides_its_weights() -> None:
+    plain = network_emulator()
+    layouts = plain.layout, plain.forcing_layout
+    one, two, other = (
+        Samudra.untrained(*layouts, plain.scaling, widths=(6, 8), dilations=(1, 2), seed=seed) for seed in (1, 1, 2)
+    )
+    state, forcing = random_state(layouts[0]), random_state(layouts[1])
+    with torch.no_grad():
+        assert torch.equal(one.step(state, forcing, Noise(0)).data, state.data)
+    first = "unet.layers.0.convblock.0.weight"
+    weights = [e.network.state_dict()[first] for e in (one, two, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_noise_maps_make_members_differ_and_belong_to_them() -> None:
+    plain = network_emulator()
+    emulator = Samudra.untrained(
+        plain.layout,
+        plain.forcing_layout,
+        plain.scaling,
+        increments=False,
+        noise_maps=2,
+        widths=(6, 8),
+        dilations=(1, 2),
+    )
+    state = random_state(emulator.layout, (0,)).spread_to((3, 8, 9))
+    forcing = random_state(emulator.forcing_layout, (0,)).spread_to((3, 8, 9))
+    with torch.no_grad():
+        all_three = emulator.step(state, forcing, Noise(1))
+        alone = emulator.step(state.sel((8,)), forcing.sel((8,)), Noise(1))
+        other = emulator.step(state, forcing, Noise(2))
+    assert not torch.equal(all_three.data[0], all_three.data[1])
+    assert torch.equal(all_three.sel((8,)).data, alone.data)
+    assert not torch.equal(all_three.data, other.data)

@@ -1,0 +1,331 @@
+"""GenSIM: a generative forecast of Arctic sea ice, twelve hours at a time, as tensors and as an `Emulator`.
+
+Finn et al. (2025), "GenSIM: a generative sea-ice model", arXiv:2508.14984.  From the state x(t), the forcing at t and
+t + 12 h and the degree days of the past, all normalised, a network gives the velocity of a flow that turns noise into
+the normalised increment r; the flow is kept within the bounds of the state (`flow`), and
+
+    x(t + 12 h) = clamp(x(t) + mean + std r, lower, upper) mask
+
+Every call of the network sees the map through windows (`tiles`).  All of it can be differentiated with respect to
+state, forcing and noise; the original cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .checkpoint import sha256_of
+from .emulator import check_inputs
+from .flow import sample, time_nodes
+from .gensim_files import ConfigError, GenSIMConfig, load_network, located, read_config
+from .gensim_scaling import decode, encode, latent_bounds
+from .ice_forcing import polar_stereographic
+from .noise import Draws
+from .state import Layout, LayoutError, State
+from .tiles import Group, Tiling, TilingError, tiling
+from .transformer import Transformer
+
+__all__ = [
+    "ConfigError",
+    "GenSIM",
+    "GenSIMConfig",
+    "Running",
+    "TilingError",
+    "forecast",
+    "load_network",
+    "read_config",
+]
+
+STATES = ("sithick", "siconc", "sidamage", "siu", "siv", "sisnthick")
+FORCINGS = ("tas", "huss", "uas", "vas")
+DEGREE_DAYS = ("pdd_month", "fdd_month", "pdd_year", "fdd_year")
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a forecast is computed, which changes its numbers by rounding only.
+
+    Attributes:
+        skip_land: leave out windows and tokens without ocean.
+        together: windows that run as one batch: 1 for a CPU, more for a GPU.
+        one_at_a_time: members singly, so that no bit of one depends on the others; False for small maps on a GPU.
+        recompute: where gradients are wanted, keep no activations and compute each group of windows again in the
+            backward pass (Chen et al. 2016, arXiv:1604.06174): a third more work, the memory of one group.
+    """
+
+    skip_land: bool = True
+    together: int = 1
+    one_at_a_time: bool = True
+    recompute: bool = True
+
+
+# --- forecast -----------------------------------------------------------------------------------------
+
+
+def forecast(
+    network: Transformer,
+    states: Tensor,
+    forcings: Tensor,
+    degree_days: Tensor,
+    mesh: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+    config: str | Path | Mapping[str, Any] | GenSIMConfig | None = None,
+    running: Running | None = None,
+) -> Tensor:
+    """Forecast the ice twelve hours on; differentiable in states, forcings, degree days and noise.
+
+    Args:
+        network: from `load_network`, in the dtype of the states.
+        states: thickness m, concentration, damage, drift in x and y m/s, snow m (batch, 1, 6, y, x).
+        forcings: temperature K, humidity kg/kg, wind in x and y m/s, at t and t + 12 h (batch, 2, 4, y, x).
+        degree_days: mean melting and freezing degrees K of month and year before t (batch, 4, y, x).
+        mesh: position of the cells in km, polar stereographic (batch, 2, y, x).
+        mask: 1 for ocean, 0 for land (batch, 1, y, x).
+        noise: standard normal numbers (batch, 6, y, x).
+        config: constants, sampler and windows, see `read_config`; None for the released ones.
+        running: how to compute it.
+
+    Returns:
+        The state at t + 12 h, physical units (batch, 6, y, x), within its bounds and 0 on land.
+
+    Raises:
+        LayoutError: if shapes do not belong together, or there is no finite value where the mask says ocean.
+        TilingError: if windows cannot tile the grid.
+        ConfigError: see `read_config`.
+
+    Source: Finn et al. (2025).
+    """
+    c, how = read_config(config), running or Running()
+    _check(c, states, forcings, degree_days, mesh, mask, noise)
+    given = _Given(states[:, 0], forcings, degree_days, noise, mask)
+    return _members(network, given, _tilings(states, mesh, mask, c, how), c, how)
+
+
+class _Given(NamedTuple):
+    """What a step is given, each (batch, ...); states have no time axis here."""
+
+    states: Tensor
+    forcings: Tensor
+    degree_days: Tensor
+    noise: Tensor
+    mask: Tensor
+
+
+def _members(network: Transformer, given: _Given, tilings: list[Tiling], c: GenSIMConfig, how: Running) -> Tensor:
+    """Step one by one, or all together where they share mesh and mask."""
+    if not how.one_at_a_time and all(t is tilings[0] for t in tilings):
+        return _advance(network, given, tilings[0], c, how)
+    rows = (_Given(*(v[i : i + 1] for v in given)) for i in range(len(given.mask)))
+    return torch.cat([_advance(network, row, t, c, how) for row, t in zip(rows, tilings, strict=True)])
+
+
+def _advance(network: Transformer, given: _Given, windows: Tiling, c: GenSIMConfig, how: Running) -> Tensor:
+    """Step a batch on one mesh and mask, (batch, state, y, x)."""
+    mask, dry = given.mask, given.mask == 0
+    states, degree_days, noise = (v.masked_fill(dry, 0.0) for v in (given.states, given.degree_days, given.noise))
+    forcings = given.forcings.masked_fill(dry[:, None], 0.0)
+    conditions = torch.cat((encode(states, forcings, degree_days, mask, c), mask.to(states)), 1)
+    told = [group.gather(conditions) for group in windows.groups]
+    nodes = time_nodes(c.n_steps, c.schedule_scale, c.schedule_shift)
+    bounds = latent_bounds(states, mask, c) if c.censoring else None
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        return _velocity(network, x, told, t, windows, c, how)
+
+    increment = sample(velocity, noise, nodes, second_order=c.second_order, bounds=bounds)
+    return decode(states, increment, mask, c)
+
+
+def _velocity(
+    network: Transformer, x: Tensor, told: list[Tensor], t: float, windows: Tiling, c: GenSIMConfig, how: Running
+) -> Tensor:
+    """One network call through all windows, (batch, state, y, x)."""
+    sizes = (c.network.n_time_in, c.network.n_augment_in, c.network.n_res_in)
+    time, labels, resolution = (x.new_full((1, n), v) for n, v in zip(sizes, (t, 0.0, c.resolution), strict=True))
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=c.bf16):
+        e = network.embedder(time, labels, resolution)
+        run = _recomputed if how.recompute and torch.is_grad_enabled() else _through
+        parts = [run(network, g, x, cut, e, resolution) for g, cut in zip(windows.groups, told, strict=True)]
+    return windows.assemble(parts, x)
+
+
+def _through(network: Transformer, group: Group, x: Tensor, told: Tensor, e: Tensor, resolution: Tensor) -> Tensor:
+    """The network in the windows of one group, (batch, state, kept cell); `told` is cut into patches."""
+    cut = torch.cat((group.gather(x), told), -1)
+    place = network.position(group.mesh, resolution).repeat(len(x), 1, 1)
+    return group.select(network.tokens(cut, place, group.ocean.repeat(len(x), 1, 1), e, group.skipped, group.wanted))
+
+
+def _recomputed(*given: Any) -> Tensor:
+    out: Tensor = checkpoint(_through, *given, use_reentrant=False, preserve_rng_state=False)
+    return out
+
+
+def _tilings(like: Tensor, mesh: Tensor, mask: Tensor, c: GenSIMConfig, how: Running) -> list[Tiling]:
+    """The windows of every sample; samples of one mesh and mask share them."""
+    made: list[Tiling] = []
+    for i in range(len(mask)):
+        if i and torch.equal(mesh[i], mesh[i - 1]) and torch.equal(mask[i], mask[i - 1]):
+            made.append(made[-1])
+        else:
+            made.append(_tiling(mesh[i], mask[i], c, how).to(like.device, like.dtype))
+    return made
+
+
+def _tiling(mesh: Tensor, mask: Tensor, c: GenSIMConfig, how: Running) -> Tiling:
+    patch = c.network.patch_size
+    return tiling(mesh.cpu(), mask.cpu(), c.window, c.halo, patch, skip_land=how.skip_land, together=how.together)
+
+
+def _check(
+    c: GenSIMConfig,
+    states: Tensor,
+    forcings: Tensor,
+    degree_days: Tensor,
+    mesh: Tensor,
+    mask: Tensor,
+    noise: Tensor,
+) -> None:
+    batch, (height, width), n = len(states), states.shape[-2:], len(c.std)
+    days = len(c.input_mean) - n - 2 * (forcings.shape[2] if forcings.ndim == 5 else 0)
+    wanted = {
+        "states": (states, (batch, 1, n, height, width)),
+        "forcings": (forcings, (batch, 2, (len(c.input_mean) - n - days) // 2, height, width)),
+        "degree_days": (degree_days, (batch, days, height, width)),
+        "mesh": (mesh, (batch, 2, height, width)),
+        "mask": (mask, (batch, 1, height, width)),
+        "noise": (noise, (batch, n, height, width)),
+    }
+    wrong = [f"{k} {shape}, got {tuple(v.shape)}" for k, (v, shape) in wanted.items() if tuple(v.shape) != shape]
+    if wrong:
+        raise LayoutError(f"GenSIM: wanted {'; '.join(wrong)}")
+    ocean = mask[:, 0] > 0
+    for name, value in (("states", states), ("forcings", forcings), ("degree_days", degree_days)):
+        bad = ~value.isfinite().flatten(1, -3).all(1) & ocean
+        if bool(bad.any()):
+            b, j, i = (int(k) for k in bad.nonzero()[0])
+            raise LayoutError(
+                f"GenSIM: {name} are not finite in {int(bad.sum())} cells where the mask is 1, the first in sample "
+                f"{b}, row {j}, column {i}; the mask and the data do not belong together"
+            )
+
+
+# --- emulator -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class GenSIM:
+    """A GenSIM network stepping States; an `Emulator`.
+
+    Noise is drawn of the stream "gensim", (member, 6, y, x) at the time a step starts from.
+
+    Attributes:
+        network: from `load_network`.
+        layout: of the state, the fields `STATES`, drift along the grid's axes.
+        forcing_layout: the fields `FORCINGS` and `DEGREE_DAYS`, wind along the grid's axes, at the slots 0 and 1 of
+            `dt` each; the second slot's degree days are not used.
+        config: constants, sampler and windows.
+        running: how to compute it.
+        mesh: position of the cells in km (2, y, x), x first; None to project the layout's latitude and longitude.
+        checkpoint: SHA-256 of the weights' file, for provenance.
+        dt: how far one step goes.
+
+    Raises:
+        LayoutError: for other fields or slots.
+        TilingError: if windows cannot tile the grid.
+    """
+
+    network: Transformer
+    layout: Layout
+    forcing_layout: Layout
+    config: GenSIMConfig = field(default_factory=GenSIMConfig)
+    running: Running = field(default_factory=Running)
+    mesh: Tensor | None = field(default=None, repr=False)
+    checkpoint: str = ""
+    dt: timedelta = timedelta(hours=12)
+
+    def __post_init__(self) -> None:
+        if self.network.config != self.config.network:
+            raise ConfigError(
+                f"the network has {self.network.config}, the configuration {self.config.network}; load it with that"
+            )
+        forcing = self.forcing_layout
+        got = (self.layout.names, forcing.names, forcing.slots, forcing.interval, forcing.shape[1:])
+        wanted = (STATES, FORCINGS + DEGREE_DAYS, (0, 1), self.dt, self.layout.shape[1:])
+        if got != wanted or len(self.layout.slots) != 1:
+            raise LayoutError(
+                f"GenSIM: wanted states, forcings, forcing slots, interval and grid {wanted}, got {got} and state "
+                f"slots {self.layout.slots}"
+            )
+        self._windows  # noqa: B018  # a grid that windows cannot tile is better found now than later
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"GenSIM(grid {self.layout.shape[1:]}; {c.calls} network calls; windows {c.window} + {c.halo}; "
+            f"{'censored' if c.censoring else 'uncensored'}; checkpoint {self.checkpoint[:12] or 'none'})"
+        )
+
+    @classmethod
+    def untrained(cls, layout: Layout, forcing_layout: Layout, config: GenSIMConfig, *, seed: int = 0) -> GenSIM:
+        """An emulator to be trained, with random weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = Transformer(config.network)
+        return cls(network.eval(), layout, forcing_layout, config)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        layout: Layout,
+        forcing_layout: Layout,
+        config: str | Path | Mapping[str, Any] | GenSIMConfig | None = None,
+        *,
+        file: str | None = None,
+        revision: str | None = None,
+    ) -> GenSIM:
+        """An emulator with weights from a file or a Hugging Face repository; arguments as `load_network`."""
+        read, found = read_config(config), located(path, file, revision)
+        return cls(load_network(found, read), layout, forcing_layout, read, checkpoint=sha256_of(found))
+
+    def tuned(self, running: Running | None = None, **sampler: Any) -> GenSIM:
+        """The same weights, run differently: `running`, or fields of the configuration such as `n_steps=5`."""
+        return replace(self, running=running or self.running, config=replace(self.config, **sampler))
+
+    @cached_property
+    def _windows(self) -> Tiling:
+        mesh = self.mesh
+        if mesh is None:
+            lat, lon = (torch.from_numpy(v).double() for v in self.layout.position(self.layout.fields[0]))
+            mesh = polar_stereographic(lat, lon)
+        return _tiling(mesh, self.layout.mask[:1].to(mesh), self.config, self.running)
+
+    @cached_property
+    def _placed(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tiling, Tensor]]:
+        return {}
+
+    def step(self, state: State, forcing: State | None, noise: Draws) -> State:
+        """The state twelve hours later, for the same members, within its bounds."""
+        forcing = check_inputs(self, state, forcing)
+        assert forcing is not None
+        x, where = state.data, (state.data.device, state.data.dtype)
+        if where not in self._placed:
+            self._placed[where] = self._windows.to(*where), self.layout.mask[None, :1].to(x)
+        windows, mask = self._placed[where]
+        driven = forcing.data.to(x).reshape(len(x), 2, -1, *x.shape[2:])
+        eps = noise.stream("gensim").normal(state.members, state.time, x.shape[1:], dtype=x.dtype, device=x.device)
+        n, masks = len(FORCINGS), mask.expand(len(x), -1, -1, -1)
+        given = _Given(x, driven[:, :, :n], driven[:, 0, n:], eps, masks)
+        new = _members(self.network, given, [windows] * len(x), self.config, self.running)
+        return state.replace(data=new, time=state.time + self.dt)
