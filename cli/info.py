@@ -11,16 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from ..emulators import Samudra, load, open_store
+from ..emulators.checkpoint import load_network, sha256_of
+from ..emulators.samudra import SamudraNet
 from ..emulators.training import parameters
 
 
 def describe(path: Path, console: Console) -> None:
-    """Print a summary of a Zarr store or of an exported emulator.
+    """Print a summary of a Zarr store, of an exported emulator or of a published checkpoint.
 
     Raises FileNotFoundError, SourceError for a store that is incomplete or unreadable, CheckpointError.
     """
     if path.suffix == ".safetensors":
         _emulator(path, load(path), console)
+    elif path.suffix in (".pt", ".pth"):
+        _checkpoint(path, load_network(path), console)
     else:
         _store(path, open_store(path), console)
 
@@ -34,6 +38,18 @@ def _emulator(path: Path, emulator: Samudra, console: Console) -> None:
     _row(table, "grid", f"{layout.shape[1]} x {layout.shape[2]} {layout.dims}")
     _row(table, "network", f"widths {config.widths}, dilations {config.dilations}, norm {config.norm}")
     _row(table, "sha256", emulator.checkpoint)
+    console.print(table)
+
+
+def _checkpoint(path: Path, network: SamudraNet, console: Console) -> None:
+    """What the file tells; the rest must be given to `load`."""
+    table, config = _table(str(path)), network.config
+    _row(table, "network", f"Samudra family, {parameters(network):,} parameters")
+    _row(table, "channels", f"{config.in_channels} in (state and forcing), {config.out_channels} out")
+    _row(table, "widths", f"{config.widths}, expansion {config.expansion}, norm {config.norm}")
+    _row(table, "assumed", f"dilations {config.dilations}, upsample {config.upsample}, seam {config.seam}, float32")
+    _row(table, "not in the file", "variables, grid, mask, statistics: see polynya.emulators.load")
+    _row(table, "sha256", sha256_of(path))
     console.print(table)
 
 

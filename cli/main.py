@@ -34,7 +34,7 @@ def demo(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="A Zarr store, or an emulator's .safetensors file.")],
+    path: Annotated[Path, typer.Argument(help="A Zarr store, an emulator's .safetensors, or a published .pt file.")],
 ) -> None:
     """Print what a store or an emulator is and how it was made."""
     from .info import describe

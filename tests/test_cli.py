@@ -38,6 +38,12 @@ def test_info_tells_what_an_emulator_is(name: str) -> None:
     assert "Samudra family" in text and "thetao, so, uo, vo, zos" in text and "sha256" in text
 
 
+def test_info_tells_what_a_published_checkpoint_holds_and_what_not() -> None:
+    text = told(Path(__file__).parent / "data" / "samudra" / "v2_tiny.pt")
+    assert "233,874 parameters" in text and "50 in (state and forcing), 42 out" in text
+    assert "(12, 16, 20), expansion 2, norm batch" in text and "variables, grid, mask" in text
+
+
 def test_mistakes_are_one_sentence_and_exit_1(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "polynya.cli.main", "info", str(tmp_path / "none.zarr")], capture_output=True, text=True
