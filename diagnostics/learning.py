@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from . import style
 
@@ -78,6 +79,7 @@ def learning_curves(path: str | Path) -> Figure:
     left.set(yscale="log", xlabel="updates", ylabel="loss")
     right.set(xscale="log", xlabel="loss, last tenth", ylabel="level, from the surface")
     right.invert_yaxis()
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(frameon=False, fontsize=style.SMALL)
     share, steps = float(log["waiting"][-1]), ", ".join(f"{k:.0f}" for k in dict.fromkeys(log["steps"].values))
     figure.suptitle(f"Loss per variable and level; K = {steps}; {share:.0%} of the time waiting for data", fontsize=11)
