@@ -1,4 +1,4 @@
-"""Diagnostics: heat uptake, sea level, spectra, variability, ensemble skill and scorecards, lazily on xarray and dask.
+"""Diagnostics: heat, sea level, sea ice, spectra, variability, ensemble skill, scorecards, lazily on xarray and dask.
 
 Plain functions: xarray in, xarray out, lazy in, lazy out, whatever the chunks; constants and choices are
 written to attrs. They read any CMIP-like store and know nothing of emulators.
@@ -9,6 +9,10 @@ Figures are in `polynya.diagnostics.figures`, imported by name, for workers of a
 from .climatology import annual_cycle, anomaly
 from .conventions import area_mean, area_of, check_units, thickness_of, wet_area
 from .heat import global_heat_content, heat_content, heat_uptake, tendency, trend
+from .ice import ice_area, ice_extent, ice_volume, marginal_ice_zone, snow_volume
+from .ice_deformation import deformation, velocity_gradients
+from .ice_errors import drift_error, ice_probability, iiee, sps
+from .ice_scaling import deformation_moments, scaling_exponents
 from .indices import nino34
 from .ranks import rank_histogram
 from .regions import REGIONS, Region, select_region
@@ -33,24 +37,36 @@ __all__ = [
     "bias",
     "check_units",
     "crps_ensemble",
+    "deformation",
+    "deformation_moments",
     "deseasoned",
     "detrended",
+    "drift_error",
     "dynamic_sea_level",
     "eddy_kinetic_energy",
     "global_heat_content",
     "global_steric",
     "heat_content",
     "heat_uptake",
+    "ice_area",
+    "ice_extent",
+    "ice_probability",
+    "ice_volume",
+    "iiee",
     "isotropic_spectrum",
     "kinetic_energy_spectrum",
+    "marginal_ice_zone",
     "nino34",
     "rank_histogram",
     "rmse",
     "samudra_scorecard",
+    "scaling_exponents",
     "scorecard_table",
     "select_region",
+    "snow_volume",
     "spectral_slope",
     "spread_error",
+    "sps",
     "steric",
     "temporal_spectrum",
     "temporal_variance",
@@ -58,5 +74,6 @@ __all__ = [
     "thickness_of",
     "trend",
     "variance_ratio",
+    "velocity_gradients",
     "wet_area",
 ]
