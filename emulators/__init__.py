@@ -2,11 +2,14 @@
 
 from . import samples
 from .conservation import Conserve
+from .correlated import CorrelatedNoise
 from .emulator import Bounds, Climatology, Corrected, Emulator, Forcing, Persistence, annual_cycle
+from .free_drift import FreeDrift
 from .gensim import GenSIM, GenSIMConfig, Running
 from .grids import gaussian_grid, grid_of, layout_of
 from .names import UnitsError, attributes
 from .noise import Draws, GivenNoise, Noise
+from .regional import Regional, RegionalConfig
 from .samudra import CheckpointError, Samudra
 from .scaling import StatisticsError, scaling_from
 from .source import Source
@@ -21,10 +24,12 @@ __all__ = [
     "Climatology",
     "Conserve",
     "Corrected",
+    "CorrelatedNoise",
     "Draws",
     "Emulator",
     "Field",
     "Forcing",
+    "FreeDrift",
     "GenSIM",
     "GenSIMConfig",
     "GivenNoise",
@@ -32,6 +37,8 @@ __all__ = [
     "LayoutError",
     "Noise",
     "Persistence",
+    "Regional",
+    "RegionalConfig",
     "Running",
     "Samudra",
     "Source",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .unet import NetworkConfig, Norm, SamudraNet, Seam, Upsample
 
-__all__ = ["CheckpointError", "load_network"]
+__all__ = ["CheckpointError", "downloaded", "load_network", "require_tensors", "sha256_of", "shortened"]
 
 _BLOCK = re.compile(r"unet\.layers\.(\d+)\.convblock\.0\.weight")
 _ADVICE = (
@@ -35,7 +35,7 @@ _ADVICE = (
 
 
 class CheckpointError(ValueError):
-    """A file that holds no Samudra network, or not the one asked for."""
+    """A file that holds no network of the kind, or not the one asked for."""
 
 
 def load_network(
@@ -71,10 +71,17 @@ def load_network(
     config = _config(state, path, dilations, upsample, norm, seam, bf16, residual)
     with torch.device("meta"):  # no memory and no random initial weights: all of them are replaced
         network = SamudraNet(config)
-    _compare(network.state_dict(), state, path)
+    require_tensors(network.state_dict(), state, path, "Samudra U-Net with one block per entry", _ADVICE)
     # Cloned, because tensors of a mapped file would follow the file.
     network.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
     return network.eval()
+
+
+def downloaded(repository: str, file: str, revision: str | None) -> Path:
+    """A file of a Hugging Face repository, from the local cache if it is there."""
+    from huggingface_hub import hf_hub_download  # only who downloads needs it
+
+    return Path(hf_hub_download(repository, file, revision=revision))
 
 
 def sha256_of(path: Path) -> str:
@@ -114,7 +121,7 @@ def _published_keys(state: Mapping[str, Tensor], path: str | PathLike[str]) -> d
     if blocks < 3 or blocks % 2 == 0 or "decoder.weight" not in named:
         raise CheckpointError(
             f"wanted keys of a Samudra U-Net, such as unet.layers.0.convblock.0.weight of an odd number of "
-            f"blocks and decoder.weight, but {path} has {_shortened(state)}; {_ADVICE}"
+            f"blocks and decoder.weight, but {path} has {shortened(state)}; {_ADVICE}"
         )
     return named
 
@@ -154,21 +161,29 @@ def _config(
     )
 
 
-def _compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
-    missing = [key for key in wanted if key not in got]
-    foreign = [key for key in got if key not in wanted]
-    shapes = [
-        f"{key} {tuple(got[key].shape)} instead of {tuple(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in got and got[key].shape != tensor.shape
-    ]
-    found = {"is missing": missing, "has besides": foreign, "has shapes": shapes}
-    faults = "; ".join(f"{what} {_shortened(keys)}" for what, keys in found.items() if keys)
+def require_tensors(
+    wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], path: str | PathLike[str], what: str, advice: str
+) -> None:
+    """Raise CheckpointError, naming the first differences, unless both have the same keys and shapes.
+
+    Args:
+        wanted, got: state dicts, of the network and of the file.
+        path: of the file.
+        what: it should hold, such as "GenSIM network".
+        advice: what to do.
+    """
+    found = {
+        "lacks": [key for key in wanted if key not in got],
+        "has besides": [key for key in got if key not in wanted],
+        "has other shapes for": [
+            f"{key} {tuple(got[key].shape)} instead of {tuple(tensor.shape)}"
+            for key, tensor in wanted.items()
+            if key in got and got[key].shape != tensor.shape
+        ],
+    }
+    faults = "; ".join(f"{fault} {shortened(keys)}" for fault, keys in found.items() if keys)
     if faults:
-        raise CheckpointError(
-            f"wanted exactly the {len(wanted)} tensors of a Samudra U-Net with one block per entry, "
-            f"but {path} {faults}; {_ADVICE}"
-        )
+        raise CheckpointError(f"wanted exactly the {len(wanted)} tensors of a {what}, but {path} {faults}; {advice}")
 
 
 def _is_entry(item: tuple[Any, Any]) -> bool:
@@ -177,11 +192,11 @@ def _is_entry(item: tuple[Any, Any]) -> bool:
 
 def _describe(content: object) -> str:
     if isinstance(content, Mapping):
-        return f"a dict with {_shortened(map(repr, content))}" if content else "an empty dict"
+        return f"a dict with {shortened(map(repr, content))}" if content else "an empty dict"
     return f"a {type(content).__name__}"
 
 
-def _shortened(names: Iterable[str], most: int = 4) -> str:
+def shortened(names: Iterable[str], most: int = 4) -> str:
     """Return the first names and the number of the others."""
     listed = list(names)
     rest = f" and {len(listed) - most} more" if len(listed) > most else ""

@@ -10,7 +10,7 @@ Reference: Finn et al. (2025, arXiv:2508.14984).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, downloaded, require_tensors
 from .transformer import LogScale, Transformer, TransformerConfig
 
 __all__ = ["ConfigError", "GenSIMConfig", "load_log_scale", "load_network", "read_config"]
@@ -120,7 +120,7 @@ def read_config(config: str | Path | Mapping[str, Any] | GenSIMConfig | None) ->
     """
     if config is None or isinstance(config, GenSIMConfig):
         return config or GenSIMConfig()
-    given = config if isinstance(config, Mapping) else _json(Path(config))
+    given = config if isinstance(config, Mapping) else read_json(Path(config))
     encoder, decoder = given.get("encoder", {}), given.get("decoder", {})
     lists = {
         "input_mean": encoder.get("mean"),
@@ -184,21 +184,8 @@ def load_log_scale(path: str | Path, config: str | Path | Mapping[str, Any] | Ge
 
 def _filled(model: _M, path: Path, what: str) -> _M:
     wanted, got = model.state_dict(), _tensors(path, what)
-    found = {
-        "lacks": [k for k in wanted if k not in got],
-        "has besides": [k for k in got if k not in wanted],
-        "has other shapes for": [
-            f"{k} {tuple(got[k].shape)} instead of {tuple(v.shape)}"
-            for k, v in wanted.items()
-            if k in got and got[k].shape != v.shape
-        ],
-    }
-    faults = "; ".join(f"{name} {_shortened(keys)}" for name, keys in found.items() if keys)
-    if faults:
-        raise CheckpointError(
-            f"wanted exactly the {len(wanted)} tensors of a {what}, but {path} {faults}; "
-            "load it with the configuration it was trained with, or use the published model_weights_ema.safetensors"
-        )
+    advice = "load it with the configuration it was trained with, or use the published model_weights_ema.safetensors"
+    require_tensors(wanted, got, path, what, advice)
     model.load_state_dict({k: v.float() for k, v in got.items()}, assign=True)
     return model.requires_grad_()
 
@@ -221,7 +208,8 @@ def _tensors(path: Path, what: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A configuration file; FileNotFoundError or ConfigError if there is none."""
     if not path.is_file():
         raise FileNotFoundError(f"wanted a configuration at {path}, but there is no such file; check the path")
     try:
@@ -237,11 +225,4 @@ def located(path: str | Path, file: str | None, revision: str | None) -> Path:
     """The file on this machine: `path`, or one of the Hugging Face repository `path`, downloaded once."""
     if file is None and revision is None:
         return Path(path)
-    from huggingface_hub import hf_hub_download  # only who downloads needs it
-
-    return Path(hf_hub_download(str(path), file or _WEIGHTS, revision=revision))
-
-
-def _shortened(names: Iterable[str], most: int = 4) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+    return downloaded(str(path), file or _WEIGHTS, revision)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import sha256_of
+from .checkpoint import downloaded, sha256_of
 from .published import published
 from .samudra import CheckpointError, NetworkConfig, Samudra, SamudraNet
 from .scaling import Scaling
@@ -92,7 +92,7 @@ def load(
     fit the store; StatisticsError for constants that are missing or zero; ValueError if it is not said where
     grid and statistics come from; for a repository what `huggingface_hub` raises.
     """
-    path = Path(path) if file is None else _downloaded(str(path), file, revision)
+    path = Path(path) if file is None else downloaded(str(path), file, revision)
     if path.suffix != ".safetensors":
         sources = {"data": data, "means": means, "stds": stds, "statistics": statistics}
         return published(path, **sources, variables=variables, forcing=forcing, network=network)
@@ -145,10 +145,3 @@ def _layout(described: dict[str, Any], grid: xr.Dataset) -> Layout:
         tuple(described["slots"]),
         timedelta(seconds=described["interval"]),
     )
-
-
-def _downloaded(repository: str, file: str, revision: str | None) -> Path:
-    """A file of a Hugging Face repository, from the local cache if it is there."""
-    from huggingface_hub import hf_hub_download  # only who downloads needs it
-
-    return Path(hf_hub_download(repository, file, revision=revision))

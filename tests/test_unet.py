@@ -204,7 +204,7 @@ def test_missing_foreign_and_misshaped_tensors_are_named_and_few(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         load_network(tmp_path / "net.pt")
     text = str(caught.value)
-    assert "is missing unet.layers.6.convblock.0.bias" in text and "more" in text
+    assert "lacks unet.layers.6.convblock.0.bias" in text and "more" in text
     assert "has besides positional_params" in text
     assert "decoder.bias (7,) instead of (42,)" in text
     assert len(text) < 900

@@ -1,0 +1,77 @@
+"""What the regional networks see instead of physical numbers, and back: inputs and increments, normalised.
+
+Finn et al. (2024, doi:10.1029/2024MS004395).  There is no land where these models were trained; on maps with land,
+inputs and forecasts are 0 there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .regional_files import RegionalConfig
+
+__all__ = ["after", "encode", "increment", "residual"]
+
+
+def encode(states: Tensor, forcings: Tensor, config: RegionalConfig, mask: Tensor | None = None) -> Tensor:
+    """Normalise what a network is told.
+
+    Args:
+        states: at t, physical units (batch, state, y, x).
+        forcings: at t and t + 12 h (batch, 2, forcing, y, x).
+        config: with `input_mean` and `input_std`.
+        mask: 1 for ocean, 0 for land (batch, 1, y, x); None for no land.
+
+    Returns:
+        Conditions (batch, input, y, x), without unit, 0 on land.
+    """
+    x = torch.cat((states, forcings.flatten(1, 2)), 1)
+    mean, std = _constants(x, config.input_mean, config.input_std)
+    return _on_ocean((x - mean) / (std + 1e-9), mask)
+
+
+def increment(before: Tensor, later: Tensor, config: RegionalConfig) -> Tensor:
+    """The normalised increment from one state to another, (batch, state, y, x)."""
+    mean, std = _constants(before, config.mean, config.std)
+    return (later - before - mean) / std
+
+
+def residual(before: Tensor, later: Tensor, d: Tensor, config: RegionalConfig) -> Tensor:
+    """What the normalised deterministic increment d lacks, normalised (batch, state, y, x)."""
+    mean, std, m, s = _constants(before, config.mean, config.std, config.residual_mean, config.residual_scale)
+    return (later - (before + d * std + mean) - m) / s
+
+
+def after(
+    states: Tensor,
+    increment: Tensor,
+    config: RegionalConfig,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The state after a normalised increment, and a normalised residual to it.
+
+    Args:
+        states: at t, physical units (batch, state, y, x).
+        increment, residual: of its shape.
+        config: with `mean`, `std`, bounds, and the constants of the residual.
+        mask: as in `encode`.
+
+    Returns:
+        State at t + 12 h, physical units (batch, state, y, x), within bounds, 0 on land.
+    """
+    mean, std, lower, upper = _constants(states, config.mean, config.std, config.lower, config.upper)
+    x = states + increment * std + mean
+    if residual is not None:
+        m, s = _constants(states, config.residual_mean, config.residual_scale)
+        x = x + residual * s + m
+    return _on_ocean(torch.clamp(x, lower, upper), mask)
+
+
+def _on_ocean(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else torch.where(mask > 0, x, 0.0)
+
+
+def _constants(like: Tensor, *numbers: tuple[float, ...]) -> list[Tensor]:
+    return [torch.tensor(n, dtype=like.dtype, device=like.device)[:, None, None] for n in numbers]
