@@ -214,7 +214,8 @@ class _Run:
                 found = steps.sum(0)
                 loss = (found * self.scale.repeat(self.original.stride)).mean() / len(parts)
                 loss.backward()
-            self.carried.append(end)
+            if recipe.chain(n) > 1:
+                self.carried.append(end)
             errors += found.detach() / len(parts)
             objective += loss.item()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
