@@ -49,7 +49,7 @@ def test_constraints_pin_every_requirement() -> None:
         if "==" in line
     }
     wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["test"]
-    names = {w.split(">")[0].split("[")[0].lower() for w in wanted}
+    names = {w.split(">")[0].split("[")[0].lower().replace("_", "-") for w in wanted}
     assert names <= pinned, names - pinned
 
 
