@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from machine import keep
 
 from polynya.emulators import gensim
 from polynya.emulators.gensim_cost import call_operations, published_operations
@@ -63,12 +64,16 @@ def timed() -> None:
     mesh = torch.stack(torch.meshgrid(line, line, indexing="xy"))[None]
     states, noise = torch.zeros(1, 1, 6, 512, 512), torch.randn(1, 6, 512, 512)
     given = (states, torch.rand(1, 2, 4, 512, 512), torch.rand(1, 4, 512, 512), mesh, mask, noise)
-    results = []
+    results, seconds = [], {}
     for skip in (True, False):
         start = time.process_time()
         with torch.no_grad():
             results.append(gensim.forecast(network, *given, config, gensim.Running(skip_land=skip)))
-        print(f"one call, land {'skipped' if skip else 'computed'}: {time.process_time() - start:.1f} CPU s")
+        name = f"land {'skipped' if skip else 'computed'}"
+        seconds[name] = round(time.process_time() - start, 1)
+        print(f"one call, {name}: {seconds[name]} CPU s")
+    print(f"ratio {seconds['land computed'] / seconds['land skipped']:.2f}")
+    keep("gensim_land", {"cpu_seconds": seconds}, ("torch",), 1)
     velocity = results[1] - given[-1] * mask
     print(
         f"largest difference {float((results[0] - results[1]).abs().max()):.1e}, of velocities with standard deviation "

@@ -5,7 +5,7 @@ from .conservation import Conserve
 from .correlated import CorrelatedNoise
 from .emulator import Bounds, Climatology, Corrected, Emulator, Forcing, Persistence, annual_cycle
 from .free_drift import FreeDrift
-from .gensim import GenSIM, GenSIMConfig, Running
+from .gensim import GenSIM, GenSIMConfig
 from .grids import gaussian_grid, grid_of, layout_of
 from .names import UnitsError, attributes
 from .noise import Draws, GivenNoise, Noise
@@ -39,7 +39,6 @@ __all__ = [
     "Persistence",
     "Regional",
     "RegionalConfig",
-    "Running",
     "Samudra",
     "Source",
     "SourceError",

@@ -24,14 +24,6 @@ WEIGHTS, CONFIG = DATA / "gensim_tiny.safetensors", DATA / "gensim_tiny_config.j
 NAMES = ("states", "forcings", "degree_days", "mesh", "mask", "noise")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def arrays(name):
     return {k: torch.from_numpy(v) for k, v in np.load(DATA / f"gensim_{name}.npz").items() if v.dtype.kind in "fi"}
 

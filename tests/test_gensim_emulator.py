@@ -27,14 +27,6 @@ MEMBERS = (0, 1, 2)
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def emulator(running=None, **config):
     grid = small_grid(levels=1)
     layout = Layout(tuple(Field(n) for n in gensim.STATES), grid)

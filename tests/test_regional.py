@@ -24,14 +24,6 @@ CONFIG = DATA / "regional_tiny_config.json"
 WEIGHTS = {kind: DATA / f"regional_tiny_{kind}.safetensors" for kind in ("deterministic", "diffusion")}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def arrays(name):
     return {k: torch.from_numpy(np.asarray(v)) for k, v in np.load(DATA / f"regional_{name}.npz").items()}
 

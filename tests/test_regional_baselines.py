@@ -16,14 +16,6 @@ from polynya.emulators.correlated import amplitude_of, correlated, factor_of, pe
 from polynya.emulators.free_drift import FreeDrift, advected, departure, interpolated
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_interpolation_is_exact_for_its_polynomials_and_at_cells():
     maps = torch.rand(2, 3, 9, 11, dtype=torch.float64)
     row, column = (

@@ -27,14 +27,6 @@ SIZES = UViTConfig(
 KINDS = ("deterministic", "diffusion", "residual", "correlated", "free drift", "cubic drift")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def layouts(forcings=regional.FORCINGS):
     grid = small_grid(levels=1)
     forcing = Layout(tuple(Field(n) for n in forcings), grid, (0, 1), DAY)

@@ -27,14 +27,6 @@ FULL_SIZE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def arrays(name):
     return {key: torch.from_numpy(value) for key, value in np.load(DATA / f"{name}_io.npz").items()}
 
