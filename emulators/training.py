@@ -32,8 +32,9 @@ from .samudra import Samudra
 from .state import State
 from .training_files import TrainingFiles
 from .unet import statistics_kept
-from .windows import Batch, Windows, read_ahead, windows_of
+from .windows import Batch, Place, Windows, read_ahead, windows_of
 
+_VALIDATED = 32  # windows
 _LOST = 0.5  # standard deviations of a channel, root-mean-square
 
 __all__ = ["Recipe", "Windows", "parameters", "train", "windows_of"]
@@ -47,6 +48,8 @@ def train(
     folder: str | Path | None = None,
     resume: bool = False,
     save_minutes: float = 10.0,
+    validation: Windows | None = None,
+    validate_every: int = 500,
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> Samudra:
@@ -62,13 +65,18 @@ def train(
         resume: continue what is in the folder, to the same bits on the same hardware; from the beginning if
             there is nothing.
         save_minutes: a crash loses at most so much.
+        validation: windows of other years; the folder gets `validation.csv`, the loss of the averaged weights on
+            up to 32 of them, spread evenly, with the largest K, from the truth and without noise.
+        validate_every: in updates, and at the end.
         device: default: this process's GPU under `torchrun`, else where the network is.
         progress: show a bar with the loss and the share of time spent waiting for data.
 
-    Raises ValueError if a store is too short for the windows, FileExistsError if the folder holds a training
-    and `resume` is not set, `ValueError` if it was made by another recipe, FloatingPointError if the loss or a
-    gradient is not finite (what is in the folder stays).
+    Raises ValueError if a store is too short for the windows, there is no folder for validation, or the folder's
+    training was made by another recipe; FileExistsError if the folder holds a training and `resume` is not set;
+    FloatingPointError if the loss or a gradient is not finite (what is in the folder stays).
     """
+    if validation is not None and folder is None:
+        raise ValueError("validation is logged to validation.csv; say in which folder=...")
     processes = Processes(device)
     run = _Run(emulator, recipe, processes)
     first = 0
@@ -83,6 +91,9 @@ def train(
             row = run.update(n, batches)
             if files is not None:
                 files.log(n + 1, row | {"waiting": waited()}, run.labels)
+                due = (n + 1) % validate_every == 0 or n + 1 == recipe.updates
+                if validation is not None and due and processes.rank == 0:
+                    files.log_validation(n + 1, run.validated(validation), run.labels)
                 if n + 1 == recipe.updates or processes.agree(time.monotonic() - saved >= 60 * save_minutes):
                     files.save(run.content(n + 1))
                     saved = time.monotonic()
@@ -241,6 +252,20 @@ class _Run:
         with statistics_kept(self.network):
             errors: Tensor = self.chain(batch, self._start(batch, None), 1, noise)[0][0]
         return errors
+
+    @torch.no_grad()
+    def validated(self, windows: Windows) -> Tensor:
+        """ℓ of the averaged weights per variable and level, the mean over steps and windows."""
+        stride, horizon = self.original.stride, max(self.recipe.steps)
+        total = windows.count(horizon, stride)
+        chosen = [Place(k * total // _VALIDATED) for k in range(_VALIDATED)] if total > _VALIDATED else []
+        chosen = chosen or [Place(k) for k in range(total)]
+        chain = _Chain(replace(self.original, network=self.average.eval()), self.recipe.loss)
+        sums: Tensor | float = 0.0
+        for place in chosen:
+            batch = windows.batch([place], horizon, stride).to(self.device)
+            sums = sums + chain(batch, self._start(batch, None), horizon, self.noise)[0].mean(0)
+        return (torch.as_tensor(sums) / len(chosen)).view(stride, -1).mean(0).cpu()
 
     def content(self, done: int) -> dict[str, Any]:
         """What a restart needs."""

@@ -1,4 +1,4 @@
-"""The folder of a training run: restart file, log and result, each complete or absent at any moment."""
+"""The folder of a training run: restart file, logs and result, each complete or absent at any moment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EVERY = 10  # updates per row of the log
 
 
 class TrainingFiles:
-    """`restart.pt`, `training.csv` and `emulator.safetensors` in one folder.
+    """`restart.pt`, `training.csv`, `validation.csv` and `emulator.safetensors` in one folder.
 
     Args:
         folder: made if it is not there.
@@ -30,6 +30,7 @@ class TrainingFiles:
     def __init__(self, folder: Path, settings: dict[str, Any], writes: bool) -> None:
         self.folder, self.settings, self.writes = folder, json.loads(json.dumps(settings)), writes
         self.restart, self.table = folder / "restart.pt", folder / "training.csv"
+        self.validation = folder / "validation.csv"
         self._sums: dict[str, Any] = {}
 
     def begin(self, resume: bool) -> dict[str, Any] | None:
@@ -39,8 +40,9 @@ class TrainingFiles:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.restart.exists():
-            if self.writes:
-                self.table.unlink(missing_ok=True)  # of a run that died before its first restart
+            if self.writes:  # of a run that died before its first restart
+                self.table.unlink(missing_ok=True)
+                self.validation.unlink(missing_ok=True)
             return None
         if not resume:
             raise FileExistsError(
@@ -61,7 +63,8 @@ class TrainingFiles:
                 "continue it with its own, or choose another folder"
             )
         if self.writes:
-            self._forget_rows_after(int(kept["updates"]))
+            for table in (self.table, self.validation):
+                _forget_rows(table, int(kept["updates"]))
         return kept
 
     def log(self, update: int, row: dict[str, Any], labels: list[str]) -> None:
@@ -76,24 +79,13 @@ class TrainingFiles:
             return
         means = {k: (v[-1] if k in ("steps", "waiting") else sum(v) / len(v)) for k, v in self._sums.items()}
         self._sums.clear()
-        new = not self.table.exists()
-        with self.table.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(["update", *means])
-            writer.writerow([update, *(v if isinstance(v, int) else f"{v:.6g}" for v in means.values())])
+        _append(self.table, {"update": update, **means})
 
-    def _forget_rows_after(self, update: int) -> None:
-        """Rows that the restart does not know will be written again."""
-        if not self.table.exists():
-            return
-        with self.table.open(newline="") as file:
-            head, *rows = csv.reader(file)
-        kept = [row for row in rows if len(row) == len(head) and int(row[0]) <= update]
-        part = self.table.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            csv.writer(file).writerows([head, *kept])
-        part.replace(self.table)
+    def log_validation(self, update: int, errors: Tensor, labels: list[str]) -> None:
+        """Add a validation: loss, the mean over variables and levels, and each of them."""
+        if self.writes:
+            values = dict(zip(labels, errors.tolist(), strict=True))
+            _append(self.validation, {"update": update, "loss": float(errors.mean()), **values})
 
     def save(self, content: dict[str, Any]) -> None:
         """Replace the restart; a crash in between leaves the one before."""
@@ -107,3 +99,26 @@ class TrainingFiles:
         """Export the trained emulator."""
         if self.writes:
             export(emulator, self.folder / "emulator.safetensors", recipe=asdict(recipe))
+
+
+def _append(table: Path, row: dict[str, Any]) -> None:
+    """Add a row to a CSV file, with a head if it is the first."""
+    new = not table.exists()
+    with table.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(row)
+        writer.writerow(v if isinstance(v, int) else f"{v:.6g}" for v in row.values())
+
+
+def _forget_rows(table: Path, update: int) -> None:
+    """Rows that the restart does not know will be written again."""
+    if not table.exists():
+        return
+    with table.open(newline="") as file:
+        rows = list(csv.reader(file))
+    kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= update]
+    part = table.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        csv.writer(file).writerows(rows[:1] + kept)
+    part.replace(table)

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--start", help="first training date")
     parser.add_argument("--end", help="last training date")
+    parser.add_argument("--validate", help="last date of validation, which begins at --end")
     parser.add_argument("--widths", type=int, nargs="+", default=[280, 380, 480, 520])
     parser.add_argument("--dilations", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--updates", type=int, default=49_000, help="70 epochs of 39 years in batches of 4")
@@ -62,8 +63,10 @@ def main() -> None:
         widths=tuple(given.widths), dilations=tuple(given.dilations), bf16=given.bf16,
     )  # fmt: skip
     windows = windows_of(emulator, [training], climatology=statistics)
+    after = open_store(given.store).sel(time=slice(given.end, given.validate)) if given.validate else None
+    validation = None if after is None else windows_of(emulator, [after], climatology=statistics)
     train(emulator, windows, Recipe.samudra2(given.updates, batch=given.batch), folder=given.folder, resume=True,
-          progress=True)  # fmt: skip
+          validation=validation, progress=True)  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         learning_curves(given.folder).savefig(given.folder / "training.png", dpi=150)
 

@@ -38,6 +38,15 @@ def test_the_picture_shows_every_variable(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_validation_is_drawn_beside(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "validation.csv").write_text("update,loss,thetao_0,thetao_1,so_0,zos\n100,2,1,3,4,5\n200,1,1,1,1,1\n")
+    checked = training_log(tmp_path / "validation.csv")
+    assert checked.thetao.sel(update=100).values.tolist() == [1, 3] and checked.loss.values.tolist() == [2, 1]
+    left = learning_curves(tmp_path).axes[0]
+    assert sum(line.get_linestyle() == "--" for line in left.lines) == 3 and "validation" in left.get_ylabel()
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "training.csv").write_text(HEAD + "\n")
     with pytest.raises(ValueError, match="at least one row"):

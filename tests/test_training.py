@@ -238,6 +238,25 @@ def test_a_killed_training_continues_to_the_same_bits(tmp_path: Path, loss: Loss
     assert same(whole, load(tmp_path / "cut" / "emulator.safetensors"))
 
 
+def test_validation_is_of_the_averaged_weights_and_changes_nothing(tmp_path: Path) -> None:
+    emulator = normed_emulator()
+    windows, others = (windows_of(emulator, [d], in_memory=True) for d in (truth(), truth(12, (0, 1))))
+    recipe = Recipe(20, batch=2, steps=(1, 2))
+    plain = train(emulator, windows, recipe, folder=tmp_path / "plain")
+    checked = train(emulator, windows, recipe, folder=tmp_path / "checked", validation=others, validate_every=8)
+    assert same(plain, checked)
+    head, *rows = (tmp_path / "checked" / "validation.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["8", "16", "20"] and head.startswith("update,loss,thetao_0")
+    chain = _Chain(checked, Loss())
+    places = [Place(k) for k in range(others.count(2, emulator.stride))]
+    with torch.no_grad():
+        batch = others.batch(places, 2, emulator.stride)
+        expected = float(chain(batch, batch.start, 2, Noise(0))[0].mean())
+    assert float(rows[-1].split(",")[1]) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="say in which folder"):
+        train(emulator, windows, recipe, validation=others)
+
+
 def test_a_training_is_not_overwritten_and_not_continued_differently(tmp_path: Path) -> None:
     emulator = normed_emulator()
     windows = windows_of(emulator, [truth()], in_memory=True)
