@@ -62,6 +62,7 @@ class TrainingFiles:
                 f"{self.folder} holds a training with other settings ({'; '.join(different) or 'another layout'}); "
                 "continue it with its own, or choose another folder"
             )
+        self._sums = json.loads(kept.pop("row"))  # of the row that was begun
         if self.writes:
             for table in (self.table, self.validation):
                 _forget_rows(table, int(kept["updates"]))
@@ -92,7 +93,7 @@ class TrainingFiles:
         if not self.writes:
             return
         part = self.restart.with_suffix(".part")
-        torch.save({**content, "settings": json.dumps(self.settings)}, part)
+        torch.save({**content, "settings": json.dumps(self.settings), "row": json.dumps(self._sums)}, part)
         part.replace(self.restart)
 
     def finish(self, emulator: Samudra, recipe: Recipe) -> None:
