@@ -31,14 +31,13 @@ class Processes:
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
-    def share(self, batch: int, accumulate: int) -> int:
-        """Windows of a batch that are this process's; ValueError if they cannot be dealt out evenly."""
+    def require_even(self, batch: int, accumulate: int) -> None:
+        """Raise ValueError if the windows of a batch cannot be dealt out evenly."""
         if batch % (self.count * accumulate):
             raise ValueError(
                 f"a batch of {batch} windows cannot be dealt out to {self.count} processes in {accumulate} "
                 f"micro-batches; choose a multiple of {self.count * accumulate}"
             )
-        return batch // self.count
 
     def prepare(self, network: nn.Module) -> None:
         """Take batch-norm statistics over all processes (torch has that on GPUs only); changes `network`."""
@@ -60,6 +59,15 @@ class Processes:
             distributed.all_reduce(values)
             values /= self.count
         return values
+
+    def gathered(self, own: list[Tensor]) -> list[list[Tensor]]:
+        """What each process has, in order of rank, on the CPU."""
+        mine = [t.cpu() for t in own]
+        if self.count == 1:
+            return [mine]
+        found: list[list[Tensor]] = [[] for _ in range(self.count)]
+        distributed.all_gather_object(found, mine)
+        return found
 
     def agree(self, wish: bool) -> bool:
         """What the first process wishes, so that all save, or none."""

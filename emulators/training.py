@@ -80,7 +80,8 @@ def train(
     processes = Processes(device)
     run = _Run(emulator, recipe, processes)
     first = 0
-    files = None if folder is None else TrainingFiles(Path(folder), _settings(emulator, recipe), processes.rank == 0)
+    settings = _settings(emulator, recipe, processes.count)
+    files = None if folder is None else TrainingFiles(Path(folder), settings, processes.rank == 0)
     if files is not None and (kept := files.begin(resume)) is not None:
         first = run.restore(kept)
     saved = time.monotonic()
@@ -105,9 +106,14 @@ def train(
     return trained
 
 
-def _settings(emulator: Samudra, recipe: Recipe) -> dict[str, Any]:
-    """What must agree for a run to be continued."""
-    return {"recipe": asdict(recipe), "network": asdict(emulator.network.config), "layout": repr(emulator.layout)}
+def _settings(emulator: Samudra, recipe: Recipe, processes: int) -> dict[str, Any]:
+    """What must agree for a run to be continued to the same bits."""
+    return {
+        "recipe": asdict(recipe),
+        "network": asdict(emulator.network.config),
+        "run": {"processes": processes},
+        "layout": repr(emulator.layout),
+    }
 
 
 def _timed(batches: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch, Callable[[], float]]]:
@@ -137,7 +143,7 @@ class _Chain(nn.Module):
     def forward(self, batch: Batch, start: Tensor, horizon: int, noise: Noise) -> tuple[Tensor, Tensor]:
         """ℓ per step and channel (step, channel) of runs from `start`, and where they end (member * window, ...)."""
         m, count = self.loss.members, len(batch.start)
-        numbers = tuple(m * k + i for i in range(m) for k in batch.numbers)
+        numbers = batch.members(m)
         layouts = self.emulator.layout, self.emulator.forcing_layout
         state = State(start, batch.time, layouts[0], numbers)
         errors = []
@@ -154,7 +160,7 @@ class _Run:
 
     def __init__(self, emulator: Samudra, recipe: Recipe, processes: Processes) -> None:
         self.original, self.recipe, self.processes = emulator, recipe, processes
-        processes.share(recipe.batch, recipe.accumulate)  # raises now rather than later
+        processes.require_even(recipe.batch, recipe.accumulate)  # raises now rather than later
         network = copy.deepcopy(emulator.network).to(processes.device or next(emulator.network.parameters()).device)
         processes.prepare(network)
         self.network = network.train()
@@ -201,8 +207,7 @@ class _Run:
         """Initial states with white noise in wet cells."""
         if not self.recipe.jitter:
             return start
-        m = self.recipe.loss.members
-        numbers = [m * k + i for i in range(m) for k in batch.numbers]
+        numbers = batch.members(self.recipe.loss.members)
         drawn = noise.stream("jitter").normal(numbers, None, start.shape[1:], device=start.device)
         amplitude = self.recipe.jitter * self.original.scaling.to(start).increment
         return start + amplitude * drawn * self.original.layout.mask.to(start.device)
@@ -258,8 +263,7 @@ class _Run:
         """ℓ of the averaged weights per variable and level, the mean over steps and windows."""
         stride, horizon = self.original.stride, max(self.recipe.steps)
         total = windows.count(horizon, stride)
-        chosen = [Place(k * total // _VALIDATED) for k in range(_VALIDATED)] if total > _VALIDATED else []
-        chosen = chosen or [Place(k) for k in range(total)]
+        chosen = [Place(k) for k in sorted({k * total // _VALIDATED for k in range(_VALIDATED)})]
         chain = _Chain(replace(self.original, network=self.average.eval()), self.recipe.loss)
         sums: Tensor | float = 0.0
         for place in chosen:
@@ -275,7 +279,7 @@ class _Run:
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scale": self.scale,
-            "carried": self.carried,
+            "carried": self.processes.gathered(self.carried),
         }
 
     def restore(self, kept: dict[str, Any]) -> int:
@@ -284,7 +288,7 @@ class _Run:
         self.average.load_state_dict(kept["average"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.scale = kept["scale"].to(self.scale)
-        self.carried = [end.to(self.device) for end in kept["carried"]]
+        self.carried = [end.to(self.device) for end in kept["carried"][self.processes.rank]]
         return int(kept["updates"])
 
     def trained(self) -> Samudra:

@@ -53,7 +53,7 @@ class TrainingFiles:
         now, then = self.settings, json.loads(kept.pop("settings"))
         different = [
             f"{key}: {then[part].get(key)!r} then, {now[part].get(key)!r} now"
-            for part in ("recipe", "network")
+            for part in ("recipe", "network", "run")
             for key in now[part]
             if now[part][key] != then[part].get(key)
         ]

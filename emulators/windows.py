@@ -49,6 +49,10 @@ class Batch:
     time: cftime.datetime
     fresh: tuple[bool, ...] = (True,)
 
+    def members(self, each: int) -> tuple[int, ...]:
+        """Numbers of the members when every window is run `each` times, member slowest."""
+        return tuple(each * k + i for i in range(each) for k in self.numbers)
+
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         moved = {n: getattr(self, n).to(device, non_blocking=True) for n in ("start", "forcings", "targets")}

@@ -338,22 +338,50 @@ def test_the_loss_of_persistence_is_about_one() -> None:
     assert float(errors.mean()) == pytest.approx(1.0, rel=0.35)
 
 
+def under_torchrun(script: Path, processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run(
+        [*command, str(script), *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Under torchrun each takes half of every batch; gradients are averaged."""
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     for count, name in ((1, "one"), (2, "two")):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        done = subprocess.run(
-            [*command, str(script), str(tmp_path / name)], env=environment, capture_output=True, text=True, timeout=240
-        )
+        done = under_torchrun(script, count, tmp_path / name)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load(tmp_path / n / "emulator.safetensors") for n in ("one", "two"))
     pairs = zip(one.network.parameters(), two.network.parameters(), strict=True)
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in pairs)
 
 
+def test_two_killed_processes_continue_from_their_own_states(tmp_path: Path) -> None:
+    """Each has runs of its own under way, and gets its own back."""
+    script = tmp_path / "script.py"
+    script.write_text(CARRIED)
+    for name, last, good in (("whole", 99, True), ("cut", 5, False), ("cut", 99, True)):
+        done = under_torchrun(script, 2, tmp_path / name, last)
+        assert (done.returncode == 0) == good, done.stderr[-2000:]
+    assert same(*(load(tmp_path / n / "emulator.safetensors") for n in ("whole", "cut")))
+    windows = windows_of(network_emulator(), [truth()], in_memory=True)
+    with pytest.raises(ValueError, match="processes: 2 then, 1 now"):
+        train(network_emulator(), windows, CARRIED_RECIPE, folder=tmp_path / "cut", resume=True)
+
+
+CARRIED_RECIPE = Recipe(9, batch=4, steps=(1,), links=(6,), jitter=0.1)
+CARRIED = """
+import sys
+from test_emulators import network_emulator
+from test_training import CARRIED_RECIPE, killed_after, truth
+from polynya.emulators.training import train, windows_of
+
+emulator = network_emulator()
+windows = killed_after(windows_of(emulator, [truth()], in_memory=True), int(sys.argv[2]))
+train(emulator, windows, CARRIED_RECIPE, folder=sys.argv[1], resume=True, save_minutes=0)
+"""
 TWO_PROCESSES = """
 import sys
 from test_emulators import network_emulator
