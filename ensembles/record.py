@@ -230,7 +230,7 @@ class _Writer:
             self._put(values, slot, start + k)
             if self.forcing is not None:
                 driven = self.forcing.at(times[slot], state.members)
-                self._put(driven.layout.unpack(driven), -1, start + k)
+                self._put(driven.layout.unpack(driven), driven.layout.slots.index(0), start + k)
         # Time goes last: a step that is not dated was not written.
         self.times += [times[slot] for slot in fresh]
         stamp = self.group["time"]

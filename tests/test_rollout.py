@@ -29,6 +29,7 @@ from polynya.emulators import (
     SourceError,
     State,
     layout_of,
+    nature_ice,
     open_store,
 )
 from polynya.ensembles import StoreExistsError, hindcasts, record, rollout, states_of, trajectory, verifying
@@ -374,3 +375,14 @@ def test_a_date_that_was_not_yet_written_is_no_record(tmp_path: Path) -> None:
     assert equal(
         rollout(Wanderer(layout), random_state(layout), steps=6, store=store, noise=Noise(2), resume=True), whole
     )
+
+
+def test_forcing_that_looks_ahead_is_recorded_at_its_own_dates(tmp_path: Path) -> None:
+    ice = nature_ice.arctic(16, 80e3)
+    weather = ice.forcing(Noise(2))
+    times = [START + k * ice.dt for k in range(3)]
+    states = (ice.at_rest(t) for t in times)
+    store = record(states, tmp_path / "ice.zarr", forcing=weather)
+    again = Source.open(store, ice.forcing_layout)
+    for time in times[:-1]:  # the last one's second slot is not in the store
+        assert torch.equal(again.at(time, (0,)).data, weather.at(time, (0,)).data)
