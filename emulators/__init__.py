@@ -7,6 +7,7 @@ from .emulator import Bounds, Climatology, Corrected, Emulator, Forcing, Persist
 from .free_drift import FreeDrift
 from .gensim import GenSIM, GenSIMConfig
 from .grids import gaussian_grid, grid_of, layout_of
+from .ice_atmosphere import ice_forcing_of
 from .names import UnitsError, attributes
 from .noise import Draws, GivenNoise, Noise
 from .regional import Regional, RegionalConfig
@@ -51,6 +52,7 @@ __all__ = [
     "export",
     "gaussian_grid",
     "grid_of",
+    "ice_forcing_of",
     "layout_of",
     "load",
     "open_statistics",

@@ -15,7 +15,7 @@ __all__ = ["degree_days", "polar_stereographic", "rotated", "rotation", "specifi
 
 _RADIUS, _FLATTENING = 6378.137, 1 / 298.257223563  # WGS84, km
 _EPSILON = 287.0597 / 461.51  # gas constants of dry air and vapour
-_FREEZING = 271.35
+FREEZING = 271.35
 _MELTING, _COLD, _RANGE = 273.16, 250.16, 23.0
 
 
@@ -105,7 +105,7 @@ def degree_days(temperature: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"degree days over {steps} times need as many temperatures, got {len(temperature)}; read more of the past"
         )
-    above = (temperature - _FREEZING).double()
+    above = (temperature - FREEZING).double()
     means = []
     for degrees in (above.clamp(min=0), (-above).clamp(min=0)):
         total = torch.cat((torch.zeros_like(degrees[:1]), degrees.cumsum(0)))

@@ -48,6 +48,8 @@ VARIABLES: dict[str, Variable] = {
     "sidamage": Variable("1", "", "sea-ice damage"),
     "tas": Variable("K", "air_temperature", "near-surface air temperature"),
     "huss": Variable("1", "specific_humidity", "near-surface specific humidity"),
+    "tdps": Variable("K", "dew_point_temperature", "near-surface dew point"),
+    "ps": Variable("Pa", "surface_air_pressure", "surface air pressure"),
     "uas": Variable("m s-1", "x_wind", "near-surface wind along x"),
     "vas": Variable("m s-1", "y_wind", "near-surface wind along y"),
     "pdd_month": Variable("K", "", "mean melting degree days of the last month"),
@@ -80,13 +82,17 @@ _SPELLINGS: dict[str, set[str]] = {
     "N m-2": {"N m-2", "N/m2", "N m^-2", "Pa", "pascal"},
     "W m-2": {"W m-2", "W/m2", "W m^-2", "W/m^2", "watt/m^2"},
     "kg m-2 s-1": {"kg m-2 s-1", "kg/m2/s", "kg m^-2 s^-1"},
-    "1": {"1", "", "fraction", "kg kg-1", "kg/kg"},
+    "1": {"1", "", "fraction", "kg kg-1", "kg/kg", "kg kg**-1"},
     "K": {"K", "kelvin", "Kelvin"},
+    "Pa": {"Pa", "pascal", "pascals", "N m-2"},
 }
 _CONVERSIONS: dict[tuple[str, str], tuple[float, float]] = {
     ("K", "degC"): (1.0, -273.15),
     ("kelvin", "degC"): (1.0, -273.15),
-    ("degC", "K"): (1.0, 273.15),
+    **{(spelling, "K"): (1.0, 273.15) for spelling in _SPELLINGS["degC"]},
+    ("hPa", "Pa"): (100.0, 0.0),
+    ("mbar", "Pa"): (100.0, 0.0),
+    ("millibars", "Pa"): (100.0, 0.0),
     ("cm", "m"): (0.01, 0.0),
     ("mm", "m"): (0.001, 0.0),
     ("cm s-1", "m s-1"): (0.01, 0.0),
@@ -130,6 +136,25 @@ def mask_level(name: str) -> float | None:
     return level_of(name) if match is not None and match["name"] in _MASKS else None
 
 
+def conversion(name: str, units: object) -> tuple[float, float]:
+    """Factor and offset that turn values in some units into the table's; (1, 0) for a name that is not in it.
+
+    No units, None, are taken to be the table's. Raises UnitsError, naming the variable, for units that are not known.
+    """
+    variable = VARIABLES.get(name)
+    if variable is None or units is None or str(units) in _SPELLINGS.get(variable.units, {variable.units}):
+        return 1.0, 0.0
+    found = _CONVERSIONS.get((str(units), variable.units))
+    if found is None:
+        known = sorted(u for u, wanted in _CONVERSIONS if wanted == variable.units)
+        raise UnitsError(
+            f"{name}: wanted units {variable.units!r}"
+            + (f" (or {', '.join(known)}, converted)" if known else "")
+            + f", got {units!r}; convert the data or correct its `units` attribute"
+        )
+    return found
+
+
 def to_canonical_units(array: xr.DataArray, name: str) -> xr.DataArray:
     """The array in the units of the table; lazy in, lazy out.
 
@@ -137,18 +162,10 @@ def to_canonical_units(array: xr.DataArray, name: str) -> xr.DataArray:
     stores are; the table's attributes are filled in. Raises UnitsError,
     naming the variable, for units that are not known.
     """
-    variable, came = VARIABLES.get(name), array.attrs.get("units")
+    variable = VARIABLES.get(name)
     if variable is None:
         return array
-    if came is None or str(came) in _SPELLINGS.get(variable.units, {variable.units}):
+    factor, offset = conversion(name, array.attrs.get("units"))
+    if (factor, offset) == (1.0, 0.0):
         return array.assign_attrs({**variable.attrs, **array.attrs, "units": variable.units})
-    conversion = _CONVERSIONS.get((str(came), variable.units))
-    if conversion is None:
-        known = sorted(u for u, wanted in _CONVERSIONS if wanted == variable.units)
-        raise UnitsError(
-            f"{name}: wanted units {variable.units!r}"
-            + (f" (or {', '.join(known)}, converted)" if known else "")
-            + f", got {came!r}; convert the data or correct its `units` attribute"
-        )
-    factor, offset = conversion
     return (array * factor + offset).assign_attrs({**array.attrs, "units": variable.units})
