@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..emulators import Samudra, load, open_store
+from ..emulators import Regional, Samudra, load, open_store
 from ..emulators.checkpoint import load_network, sha256_of
 from ..emulators.samudra import SamudraNet
 from ..emulators.training import parameters
@@ -29,14 +29,20 @@ def describe(path: Path, console: Console) -> None:
         _store(path, open_store(path), console)
 
 
-def _emulator(path: Path, emulator: Samudra, console: Console) -> None:
-    table = _table(str(path))
-    config, layout = emulator.network.config, emulator.layout
-    _row(table, "emulator", f"Samudra family, {parameters(emulator.network):,} parameters")
-    _row(table, "predicts", f"{', '.join(layout.names)} ({layout.shape[0]} channels), {emulator.dt.days} days a step")
+def _emulator(path: Path, emulator: Samudra | Regional, console: Console) -> None:
+    table, layout, step = _table(str(path)), emulator.layout, emulator.dt
+    if isinstance(emulator, Samudra):
+        config, family = emulator.network.config, "Samudra family"
+        shape = f"widths {config.widths}, dilations {config.dilations}, norm {config.norm}"
+    else:
+        sizes, family = emulator.network.config, f"regional sea ice, {emulator.kind}"
+        shape = f"widths {sizes.widths}, {sizes.n_bottleneck} transformer blocks"
+    long = f"{step.days} days" if step.days else f"{step.total_seconds() / 3600:g} hours"
+    _row(table, "emulator", f"{family}, {parameters(emulator.network):,} parameters")
+    _row(table, "predicts", f"{', '.join(layout.names)} ({layout.shape[0]} channels), {long} a step")
     _row(table, "forcing", ", ".join(emulator.forcing_layout.names))
     _row(table, "grid", f"{layout.shape[1]} x {layout.shape[2]} {layout.dims}")
-    _row(table, "network", f"widths {config.widths}, dilations {config.dilations}, norm {config.norm}")
+    _row(table, "network", shape)
     _row(table, "sha256", emulator.checkpoint)
     console.print(table)
 

@@ -6,17 +6,25 @@
 time slots. Samudra 2 (arXiv:2606.02610) takes for ℓ the mean-square error of normalised fields over the
 whole map, land counted as zero error, and for s the *dynamic* weights of `Dynamic`. New models are better
 served by errors over wet cells, weighted by area, in units of a typical change (`Loss()`).
+
+`Loss` runs an emulator as it will run. Generative models are trained otherwise, on a single call of their network:
+an `Objective` says how, and its `Task` computes it (`regional_objectives`).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .samudra import Samudra
+from .noise import Noise
+from .processes import Processes
+from .state import State
+from .trainable import Trainable
+from .windows import Batch
 
 Kind: TypeAlias = Literal["mse", "mae", "crps"]
 Weights: TypeAlias = Literal["area", "cells"]
@@ -64,6 +72,63 @@ class Dynamic:
         return ((self.window - 1) * scale + weight) / self.window
 
 
+class Task(nn.Module, ABC):
+    """An objective of one emulator, as one module, so that it can be distributed and kept.
+
+    Whatever changes in training belongs to its state dict: the network, further parameters, buffers. In eval mode it
+    measures without changing, and without augmentation.
+
+    Args:
+        network: its weights are averaged and become the emulator.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @abstractmethod
+    def forward(self, batch: Batch, start: Tensor, horizon: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """What is minimised.
+
+        Args:
+            batch: windows.
+            start: initial states, all members, member slowest (member * window, channel, y, x), physical units.
+            horizon: number of steps.
+            noise: of this update; all draws are of it, named by the windows' numbers.
+
+        Returns:
+            ℓ per step and channel (step, channel), and the states where the runs end, without gradient.
+        """
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups of parameters for AdamW; further parameters than the network's are neither clipped nor averaged."""
+        return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
+
+    def finish_update(self, processes: Processes) -> None:
+        """What is to be done after an optimiser update, alike in all processes."""
+
+
+class Objective(Protocol):
+    """What a recipe minimises: a dataclass of settings.
+
+    Attributes:
+        members: how many members are run per window.
+        dynamic: weights that follow the errors; None for equal weights.
+        one_step: whether it is of single steps only.
+    """
+
+    @property
+    def members(self) -> int: ...  # noqa: D102
+    @property
+    def dynamic(self) -> Dynamic | None: ...  # noqa: D102
+    @property
+    def one_step(self) -> bool: ...  # noqa: D102
+
+    def task(self, emulator: Trainable) -> Task:
+        """The module that computes it, of the emulator's own network; ValueError if it is not for such an emulator."""
+        ...
+
+
 @dataclass(frozen=True)
 class Loss:
     """How a prediction's error is measured, per channel.
@@ -93,7 +158,16 @@ class Loss:
         if self.members < (2 if self.kind == "crps" else 1):
             raise ValueError(f"wanted at least 2 members for 'crps' and 1 else, got {self.members} for {self.kind!r}")
 
-    def map_weights(self, emulator: Samudra) -> Tensor:
+    @property
+    def one_step(self) -> bool:
+        """Of any number of steps."""
+        return False
+
+    def task(self, emulator: Trainable) -> Task:
+        """K steps of the emulator and their errors."""
+        return _Rollout(emulator, self)
+
+    def map_weights(self, emulator: Trainable) -> Tensor:
         """Weights of every cell, 0 on land (channel, y, x), float32; with "area" they sum to 1 per channel."""
         mask = emulator.layout.mask
         if self.weights == "cells":
@@ -102,7 +176,7 @@ class Loss:
         weight = mask * area
         return (weight / weight.sum((1, 2), keepdim=True).clamp(min=1e-30)).float()
 
-    def unit(self, emulator: Samudra) -> Tensor:
+    def unit(self, emulator: Trainable) -> Tensor:
         """What one unit of error is, in physical units (channel,)."""
         return emulator.scaling.increment if self.units == "increment" else emulator.scaling.std
 
@@ -125,6 +199,31 @@ class Loss:
         else:
             local = _fair_crps(predicted, error)
         return (local * weight).sum((-2, -1)).mean(0)
+
+
+class _Rollout(Task):
+    """K steps of an emulator and their errors per channel."""
+
+    def __init__(self, emulator: Trainable, loss: Loss) -> None:
+        super().__init__(emulator.network)
+        self.emulator, self.loss = emulator, loss
+        device = next(emulator.network.parameters()).device
+        self.weight = loss.map_weights(emulator).to(device)
+        self.unit = loss.unit(emulator).to(device).view(-1, 1, 1)
+
+    def forward(self, batch: Batch, start: Tensor, horizon: int, noise: Noise) -> tuple[Tensor, Tensor]:
+        """ℓ per step and channel (step, channel) of runs from `start`, and where they end (member * window, ...)."""
+        m, count = self.loss.members, len(batch.start)
+        numbers = batch.members(m)
+        layouts = self.emulator.layout, self.emulator.forcing_layout
+        state = State(start, batch.time, layouts[0], numbers)
+        errors = []
+        for k in range(horizon):
+            forcing = State(batch.forcings[k].repeat(m, 1, 1, 1), state.time, layouts[1], numbers)
+            state = self.emulator.step(state, forcing, noise)
+            predicted = (state.data / self.unit).view(m, count, *state.data.shape[1:])
+            errors.append(self.loss.errors(predicted, batch.targets[k] / self.unit, self.weight))
+        return torch.stack(errors), state.data.detach()
 
 
 # The recipe of Samudra 2; version 1 was trained with the same but `dynamic=None`.

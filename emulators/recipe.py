@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .losses import SAMUDRA2, Loss
+from .losses import SAMUDRA2, Loss, Objective
 from .noise import Noise
 from .windows import Place
 
@@ -32,7 +32,8 @@ class Recipe:
             typical change, while the targets stay as they are. The network learns to damp what grid-scale noise
             it makes itself, without which long rollouts of small networks blow up (Sanchez-Gonzalez et al. 2020,
             "Learning to simulate complex physics with graph networks", section 4.3).
-        loss: what is minimised.
+        loss: what is minimised: a `Loss` of steps as they will run, or another `Objective`, such as those of
+            `regional_objectives`, which take single steps: `steps=(1,)`.
         learning_rate: peak, of Adam with a cosine decay to zero.
         warmup: fraction of the updates in which the rate rises linearly to its peak.
         weight_decay: decoupled (AdamW); 0 is Adam.
@@ -49,7 +50,7 @@ class Recipe:
     steps: Sequence[int] = (1, 2, 4)
     links: Sequence[int] = (1,)
     jitter: float = 0.0
-    loss: Loss = field(default_factory=Loss)
+    loss: Objective = field(default_factory=Loss)
     learning_rate: float = 1e-3
     warmup: float = 0.1
     weight_decay: float = 0.0
@@ -69,6 +70,11 @@ class Recipe:
             )
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be cut into {self.accumulate} equal micro-batches")
+        if self.loss.one_step and {*self.steps, *self.links} != {1}:
+            raise ValueError(
+                f"{type(self.loss).__name__} is an objective of single steps from the truth: wanted steps=(1,) and "
+                f"links=(1,), got {tuple(self.steps)} and {tuple(self.links)}; minimise a `Loss` for longer runs"
+            )
 
     @classmethod
     def samudra2(cls, updates: int, **changes: Any) -> Recipe:
@@ -77,6 +83,10 @@ class Recipe:
             "batch": 4, "steps": (4,), "loss": SAMUDRA2, "learning_rate": 6e-4, "warmup": 0.0, "recompute": True
         }  # fmt: skip
         return cls(updates, **(given | changes))
+
+    def described(self) -> dict[str, Any]:
+        """All settings, by name."""
+        return asdict(self) | {"loss": {"objective": type(self.loss).__name__} | asdict(self)["loss"]}
 
     def horizon(self, update: int) -> int:
         """K of an update."""

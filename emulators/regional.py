@@ -14,11 +14,12 @@ in `correlated` and `free_drift`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ from .emulator import check_inputs
 from .gensim_files import ConfigError
 from .noise import Draws
 from .regional_files import RegionalConfig, load_network, load_residual, read_config
-from .regional_scaling import after, encode
+from .regional_scaling import after, encode, on_ocean
+from .scaling import Scaling
 from .state import Layout, LayoutError, State
 from .uvit import UViT
 
@@ -120,14 +122,16 @@ def _advance(network: UViT, first_guess: UViT | None, given: _Given, c: Regional
     told = encode(states, forcings, c, mask)
     if eps is None:
         return after(states, _call(network, told, None, c, how), c, mask=mask)
-    d = None if first_guess is None else _call(first_guess, told, None, c, how)
+    d = None if first_guess is None else on_ocean(_call(first_guess, told, None, c, how), mask)
     if d is not None:
         told = torch.cat((told, d), 1)
 
     def v(x: Tensor, gamma: float) -> Tensor:
-        return _call(network, torch.cat((x, told), 1), gamma, c, how)
+        return on_ocean(_call(network, torch.cat((x, told), 1), gamma, c, how), mask)
 
-    z = sample(v, eps, karras_levels(c.n_steps, c.rho, c.gamma_min, c.gamma_max), second_order=c.second_order)
+    z = sample(
+        v, on_ocean(eps, mask), karras_levels(c.n_steps, c.rho, c.gamma_min, c.gamma_max), second_order=c.second_order
+    )
     return after(states, z, c, mask=mask) if d is None else after(states, d, c, z, mask)
 
 
@@ -296,6 +300,28 @@ class Regional:
                 mean, scale = load_residual(path)
                 c = replace(c, residual_mean=mean, residual_scale=scale)
         return cls(network, layout, forcing_layout, c, first_guess=guess, checkpoint=" ".join(hashes))
+
+    @property
+    def stride(self) -> int:
+        """Records per step; stores have one every `dt`."""
+        return 1
+
+    @property
+    def scaling(self) -> Scaling:
+        """The configuration's constants as tensors."""
+        c, n = self.config, self.layout.shape[0]
+        numbers = (c.input_mean[:n], c.input_std[:n], c.std, c.input_mean[n:], c.input_std[n:])
+        return Scaling(*(torch.tensor(v, dtype=torch.float32) for v in numbers))
+
+    def with_network(self, network: UViT, *, recompute: bool | None = None) -> Self:
+        """Around another network; see `Trainable`."""
+        if recompute is None:
+            return replace(self, network=network, checkpoint="")
+        guess = self.first_guess and copy.deepcopy(self.first_guess).requires_grad_(False).eval()
+        if guess is not None:
+            guess = guess.to(next(network.parameters()).device)
+        running = replace(self.running, recompute=recompute)
+        return replace(self, network=network, first_guess=guess, running=running, checkpoint="")
 
     def tuned(self, running: Running | None = None, **sampler: Any) -> Regional:
         """The same weights, run differently: `running`, or fields of the configuration such as `n_steps=5`."""

@@ -48,6 +48,7 @@ class RegionalConfig:
         second_order: Heun's method, 2 n_steps - 1 calls of the network; else Euler's, n_steps.
         level_range: noise levels gamma that the network sees as 0 and 1.
         weight: `multiplier` of `diffusion.v_error`, in training.
+        sees_mask: whether networks are told where the ocean is, by one more input after the normalised ones.
 
     Raises:
         ConfigError: if the constants do not fit each other.
@@ -70,6 +71,7 @@ class RegionalConfig:
     second_order: bool = True
     level_range: tuple[float, float] = (-20.0, 20.0)
     weight: float = 0.5
+    sees_mask: bool = False
 
     def __post_init__(self) -> None:
         states, inputs, extra = len(self.std), len(self.input_mean), len(self.residual_scale)
@@ -98,7 +100,7 @@ class RegionalConfig:
 
     def kind_of(self, network: UViTConfig) -> str:
         """What a network is: "deterministic", "diffusion" or "residual"; ConfigError if it fits none of these."""
-        states, inputs = len(self.std), len(self.input_mean)
+        states, inputs = len(self.std), len(self.input_mean) + self.sees_mask
         kinds = {(inputs, False): "deterministic", (states + inputs, True): "diffusion"}
         kinds[2 * states + inputs, True] = "residual"
         kind = kinds.get((network.n_input, bool(network.n_time_hidden)))
@@ -117,8 +119,9 @@ def read_config(config: str | Path | Mapping[str, Any] | RegionalConfig | None) 
     Args:
         config: a JSON file or the dict in it, with any of `deterministic` and `diffusion` (sizes, see `UViTConfig`),
             `encoder` (mean, std), `decoder` (mean, std, lower_bound, upper_bound), `residual` (mean, scale), `sampler`
-            (timesteps, rho, gamma_min, gamma_max, second_order), `network_gamma_range`, `weighting` (multiplier); the
-            published values fill the rest.  A `RegionalConfig` is returned as it is, and None is the published one.
+            (timesteps, rho, gamma_min, gamma_max, second_order), `network_gamma_range`, `weighting` (multiplier), and
+            `sees_mask`, which the original has not; the published values fill the rest.  A `RegionalConfig` is returned
+            as it is, and None is the published one.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -138,6 +141,7 @@ def read_config(config: str | Path | Mapping[str, Any] | RegionalConfig | None) 
     try:
         read: dict[str, Any] = {k: tuple(float(n) for n in v) for k, v in lists.items() if v is not None}
         read |= {k: UViTConfig(**given[k]) for k in ("deterministic", "diffusion") if k in given}
+        read |= {"sees_mask": bool(given["sees_mask"])} if "sees_mask" in given else {}
         return RegionalConfig(**read, **_sampler(given), **_weighting(given))
     except (TypeError, ValueError) as error:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """What the regional networks see instead of physical numbers, and back: inputs and increments, normalised.
 
-Finn et al. (2024, doi:10.1029/2024MS004395).  There is no land where these models were trained; on maps with land,
-inputs and forecasts are 0 there.
+Finn et al. (2024, doi:10.1029/2024MS004395).  There is no land where these models were trained; on maps with land
+whatever a network sees is 0 there, and so are forecasts.  With `sees_mask` it is told which cells these are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .regional_files import RegionalConfig
 
-__all__ = ["after", "encode", "increment", "residual"]
+__all__ = ["after", "encode", "increment", "on_ocean", "residual"]
 
 
 def encode(states: Tensor, forcings: Tensor, config: RegionalConfig, mask: Tensor | None = None) -> Tensor:
@@ -24,11 +24,14 @@ def encode(states: Tensor, forcings: Tensor, config: RegionalConfig, mask: Tenso
         mask: 1 for ocean, 0 for land (batch, 1, y, x); None for no land.
 
     Returns:
-        Conditions (batch, input, y, x), without unit, 0 on land.
+        Conditions (batch, input, y, x), without unit, 0 on land; with `sees_mask` the last of them is the mask.
     """
     x = torch.cat((states, forcings.flatten(1, 2)), 1)
     mean, std = _constants(x, config.input_mean, config.input_std)
-    return _on_ocean((x - mean) / (std + 1e-9), mask)
+    told = on_ocean((x - mean) / (std + 1e-9), mask)
+    if not config.sees_mask:
+        return told
+    return torch.cat((told, torch.ones_like(told[:, :1]) if mask is None else mask.to(told)), 1)
 
 
 def increment(before: Tensor, later: Tensor, config: RegionalConfig) -> Tensor:
@@ -66,10 +69,11 @@ def after(
     if residual is not None:
         m, s = _constants(states, config.residual_mean, config.residual_scale)
         x = x + residual * s + m
-    return _on_ocean(torch.clamp(x, lower, upper), mask)
+    return on_ocean(torch.clamp(x, lower, upper), mask)
 
 
-def _on_ocean(x: Tensor, mask: Tensor | None) -> Tensor:
+def on_ocean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Maps (batch, channel, y, x) with 0 on land, whatever was there; as they are without a mask."""
     return x if mask is None else torch.where(mask > 0, x, 0.0)
 
 

@@ -30,7 +30,9 @@ def nature(name: str) -> NatureOcean:
 
 def emulator(name: str) -> Samudra:
     """The small Samudra-family network trained on an embedded ocean, 5-day steps."""
-    return load(_path(f"{_known(name)}.safetensors"))
+    loaded = load(_path(f"{_known(name)}.safetensors"))
+    assert isinstance(loaded, Samudra)
+    return loaded
 
 
 def sample(name: str) -> xr.Dataset:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -127,6 +127,11 @@ class Samudra:
         if compiled:
             network.unet.compile()
         return replace(self, network=network)
+
+    def with_network(self, network: SamudraNet, *, recompute: bool | None = None) -> Self:
+        """Around another network; see `Trainable`."""
+        network.recompute = network.recompute if recompute is None else recompute
+        return replace(self, network=network, checkpoint="")
 
     @property
     def stride(self) -> int:

@@ -1,10 +1,11 @@
 """The trainer: K autoregressive steps, averaged weights, restarts to the same bits, one process or many.
 
-The loss is that of the emulator as it will run: K calls of `step`, each fed with the one before, gradients
-through the whole chain. Which windows an update takes, its learning rate and its noise are functions of the
-recipe and the update's number alone, so that a run that was killed continues as if it had not been. Weights
-are averaged as in Samudra 2 (arXiv:2606.02610), θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n) / (10 + n))
-after the n-th update, n from 1; batch-norm statistics are the latest ones.
+Any `Trainable` emulator is trained on any `Objective` for it. The usual one, `Loss`, is that of the emulator as
+it will run: K calls of `step`, each fed with the one before, gradients through the whole chain. Which windows
+an update takes, its learning rate and its noise are functions of the recipe and the update's number alone, so
+that a run that was killed continues as if it had not been. Weights are averaged as in Samudra 2
+(arXiv:2606.02610), θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n) / (10 + n)) after the n-th update, n from 1;
+batch-norm statistics are the latest ones.
 
 Under `torchrun` every process takes its part of each batch, and gradients are averaged by
 DistributedDataParallel.
@@ -15,25 +16,25 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from .losses import Loss
+from .exports import described
 from .noise import Noise
 from .processes import Processes
 from .recipe import Recipe
-from .samudra import Samudra
-from .state import State
+from .trainable import Trainable
 from .training_files import TrainingFiles
 from .unet import statistics_kept
 from .windows import Batch, Place, Windows, read_ahead, windows_of
 
+E = TypeVar("E", bound=Trainable)
 _VALIDATED = 32  # windows
 _LOST = 0.5  # standard deviations of a channel, root-mean-square
 
@@ -41,7 +42,7 @@ __all__ = ["Recipe", "Windows", "parameters", "train", "windows_of"]
 
 
 def train(
-    emulator: Samudra,
+    emulator: E,
     windows: Windows,
     recipe: Recipe,
     *,
@@ -52,7 +53,7 @@ def train(
     validate_every: int = 500,
     device: str | torch.device | None = None,
     progress: bool = False,
-) -> Samudra:
+) -> E:
     """Train a copy of an emulator's network; returns an emulator with the averaged weights, in eval mode.
 
     Args:
@@ -66,24 +67,29 @@ def train(
             there is nothing.
         save_minutes: a crash loses at most so much.
         validation: windows of other years; the folder gets `validation.csv`, the loss of the averaged weights on
-            up to 32 of them, spread evenly, with the largest K, from the truth and without noise.
+            up to 32 of them, spread evenly, with the largest K, from the truth and without jitter. What an objective
+            draws at random is drawn alike every time.
         validate_every: in updates, and at the end.
         device: default: this process's GPU under `torchrun`, else where the network is.
         progress: show a bar with the loss and the share of time spent waiting for data.
 
-    Raises ValueError if a store is too short for the windows, there is no folder for validation, or the folder's
-    training was made by another recipe; FileExistsError if the folder holds a training and `resume` is not set;
-    FloatingPointError if the loss or a gradient is not finite (what is in the folder stays).
+    Raises ValueError if the recipe's objective is not for such an emulator, a store is too short for the windows,
+    there is no folder for validation, or the folder's training was made by another recipe or of another emulator;
+    FileExistsError if the folder holds a training and `resume` is not set; FloatingPointError if the loss or a
+    gradient is not finite (what is in the folder stays); TypeError for a folder and an emulator that cannot be
+    exported.
     """
     if validation is not None and folder is None:
         raise ValueError("validation is logged to validation.csv; say in which folder=...")
     processes = Processes(device)
     run = _Run(emulator, recipe, processes)
     first = 0
-    settings = _settings(emulator, recipe, processes.count)
-    files = None if folder is None else TrainingFiles(Path(folder), settings, processes.rank == 0)
-    if files is not None and (kept := files.begin(resume)) is not None:
-        first = run.restore(kept)
+    files = None
+    if folder is not None:
+        settings = _settings(emulator, recipe, processes.count)
+        files = TrainingFiles(Path(folder), settings, processes.rank == 0)
+        if (kept := files.begin(resume)) is not None:
+            first = run.restore(kept)
     saved = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not (progress and processes.rank == 0)) as bar:
@@ -106,14 +112,10 @@ def train(
     return trained
 
 
-def _settings(emulator: Samudra, recipe: Recipe, processes: int) -> dict[str, Any]:
+def _settings(emulator: Trainable, recipe: Recipe, processes: int) -> dict[str, Any]:
     """What must agree for a run to be continued to the same bits."""
-    return {
-        "recipe": asdict(recipe),
-        "network": asdict(emulator.network.config),
-        "run": {"processes": processes},
-        "layout": repr(emulator.layout),
-    }
+    header = {k: v for k, v in described(emulator)[0].items() if not k.startswith("grid")}
+    return {"recipe": recipe.described(), "emulator": header, "run": {"processes": processes}}
 
 
 def _timed(batches: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch, Callable[[], float]]]:
@@ -130,47 +132,29 @@ def _timed(batches: Iterator[Batch], first: int) -> Iterator[tuple[int, Batch, C
         n += 1
 
 
-class _Chain(nn.Module):
-    """K steps of an emulator and their errors per channel, as one module, so that it can be distributed."""
-
-    def __init__(self, emulator: Samudra, loss: Loss) -> None:
-        super().__init__()
-        self.network, self.emulator, self.loss = emulator.network, emulator, loss
-        device = next(emulator.network.parameters()).device
-        self.weight = loss.map_weights(emulator).to(device)
-        self.unit = loss.unit(emulator).to(device).view(-1, 1, 1)
-
-    def forward(self, batch: Batch, start: Tensor, horizon: int, noise: Noise) -> tuple[Tensor, Tensor]:
-        """ℓ per step and channel (step, channel) of runs from `start`, and where they end (member * window, ...)."""
-        m, count = self.loss.members, len(batch.start)
-        numbers = batch.members(m)
-        layouts = self.emulator.layout, self.emulator.forcing_layout
-        state = State(start, batch.time, layouts[0], numbers)
-        errors = []
-        for k in range(horizon):
-            forcing = State(batch.forcings[k].repeat(m, 1, 1, 1), state.time, layouts[1], numbers)
-            state = self.emulator.step(state, forcing, noise)
-            predicted = (state.data / self.unit).view(m, count, *state.data.shape[1:])
-            errors.append(self.loss.errors(predicted, batch.targets[k] / self.unit, self.weight))
-        return torch.stack(errors), state.data.detach()
+@contextmanager
+def _seeded(noise: Noise, batch: Batch, device: torch.device) -> Iterator[None]:
+    """Dropout draws of torch's generator; within, its draws too are a function of update and windows."""
+    drawn = noise.stream("dropout").uniform(batch.numbers[:1], None, (1,), dtype=torch.float64)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(drawn.item() * 2**53))
+        yield
 
 
-class _Run:
+class _Run(Generic[E]):
     """What changes while a network is trained."""
 
-    def __init__(self, emulator: Samudra, recipe: Recipe, processes: Processes) -> None:
+    def __init__(self, emulator: E, recipe: Recipe, processes: Processes) -> None:
         self.original, self.recipe, self.processes = emulator, recipe, processes
         processes.require_even(recipe.batch, recipe.accumulate)  # raises now rather than later
         network = copy.deepcopy(emulator.network).to(processes.device or next(emulator.network.parameters()).device)
         processes.prepare(network)
         self.network = network.train()
-        self.network.recompute = recipe.recompute
         self.average = copy.deepcopy(self.network)
-        self.chain = _Chain(replace(emulator, network=self.network), recipe.loss)
-        self.distributed = processes.distribute(self.chain)
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        self.task = recipe.loss.task(emulator.with_network(self.network, recompute=recipe.recompute))
+        self.task.to(next(self.network.parameters()).device)
+        self.distributed = processes.distribute(self.task)
+        self.optimiser = torch.optim.AdamW(self.task.parameter_groups(recipe.weight_decay), lr=recipe.learning_rate)
         self.device = next(self.network.parameters()).device
         self.labels = emulator.layout.channel_labels()
         self.scale = torch.ones(len(self.labels), device=self.device)
@@ -226,7 +210,8 @@ class _Run:
             last = i == len(parts) - 1
             with nullcontext() if last else self.processes.unsynchronised(self.distributed):
                 start = self._jittered(self._start(part, carried), part, noise)
-                steps, end = self.distributed(part, start, horizon, noise)
+                with _seeded(noise, part, self.device):
+                    steps, end = self.distributed(part, start, horizon, noise)
                 found = steps.sum(0)
                 loss = (found * self.scale.repeat(self.original.stride)).mean() / len(parts)
                 loss.backward()
@@ -241,6 +226,7 @@ class _Run:
                 "for values in the data that are not finite"
             )
         self.optimiser.step()
+        self.task.finish_update(self.processes)
         _average(self.average, self.network, averaging(n, recipe.decay))
         if recipe.loss.dynamic is not None:
             seen = self._probe(parts[-1], noise) if recipe.loss.dynamic.probe else errors
@@ -254,8 +240,8 @@ class _Run:
     @torch.no_grad()
     def _probe(self, batch: Batch, noise: Noise) -> Tensor:
         """ℓ of one step with the new weights, which must not disturb batch-norm statistics."""
-        with statistics_kept(self.network):
-            errors: Tensor = self.chain(batch, self._start(batch, None), 1, noise)[0][0]
+        with statistics_kept(self.network), _seeded(noise, batch, self.device):
+            errors: Tensor = self.task(batch, self._start(batch, None), 1, noise)[0][0]
         return errors
 
     @torch.no_grad()
@@ -264,18 +250,18 @@ class _Run:
         stride, horizon = self.original.stride, max(self.recipe.steps)
         total = windows.count(horizon, stride)
         chosen = [Place(k) for k in sorted({k * total // _VALIDATED for k in range(_VALIDATED)})]
-        chain = _Chain(replace(self.original, network=self.average.eval()), self.recipe.loss)
+        task = self.recipe.loss.task(self.original.with_network(self.average, recompute=False)).to(self.device).eval()
         sums: Tensor | float = 0.0
         for place in chosen:
             batch = windows.batch([place], horizon, stride).to(self.device)
-            sums = sums + chain(batch, self._start(batch, None), horizon, self.noise)[0].mean(0)
+            sums = sums + task(batch, self._start(batch, None), horizon, self.noise)[0].mean(0)
         return (torch.as_tensor(sums) / len(chosen)).view(stride, -1).mean(0).cpu()
 
     def content(self, done: int) -> dict[str, Any]:
         """What a restart needs."""
         return {
             "updates": done,
-            "network": self.network.state_dict(),
+            "task": self.task.state_dict(),  # with the network's
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scale": self.scale,
@@ -284,18 +270,18 @@ class _Run:
 
     def restore(self, kept: dict[str, Any]) -> int:
         """Continue from `content`; returns the number of updates that are done."""
-        self.network.load_state_dict(kept["network"])
+        self.task.load_state_dict(kept["task"])
         self.average.load_state_dict(kept["average"])
         self.optimiser.load_state_dict(kept["optimiser"])
         self.scale = kept["scale"].to(self.scale)
         self.carried = [end.to(self.device) for end in kept["carried"][self.processes.rank]]
         return int(kept["updates"])
 
-    def trained(self) -> Samudra:
+    def trained(self) -> E:
         """The emulator with the averaged weights, on the device and in the form it came."""
         network = copy.deepcopy(self.original.network)
         network.load_state_dict(self.average.state_dict())
-        return replace(self.original, network=network.eval(), checkpoint="")
+        return self.original.with_network(network.eval())
 
 
 def _cut(batch: Batch, parts: int) -> list[Batch]:

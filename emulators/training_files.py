@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .recipe import Recipe
-from .samudra import Samudra
+from .trainable import Trainable
 from .weights import export
 
 _EVERY = 10  # updates per row of the log
@@ -52,14 +51,14 @@ class TrainingFiles:
         kept: dict[str, Any] = torch.load(self.restart, map_location="cpu", weights_only=True)
         now, then = self.settings, json.loads(kept.pop("settings"))
         different = [
-            f"{key}: {then[part].get(key)!r} then, {now[part].get(key)!r} now"
-            for part in ("recipe", "network", "run")
+            f"{key}: {then.get(part, {}).get(key)!r} then, {now[part][key]!r} now"
+            for part in ("recipe", "emulator", "run")
             for key in now[part]
-            if now[part][key] != then[part].get(key)
+            if now[part][key] != then.get(part, {}).get(key)
         ]
-        if different or now["layout"] != then["layout"]:
+        if different:
             raise ValueError(
-                f"{self.folder} holds a training with other settings ({'; '.join(different) or 'another layout'}); "
+                f"{self.folder} holds a training with other settings ({'; '.join(different)}); "
                 "continue it with its own, or choose another folder"
             )
         self._sums = json.loads(kept.pop("row"))  # of the row that was begun
@@ -96,10 +95,10 @@ class TrainingFiles:
         torch.save({**content, "settings": json.dumps(self.settings), "row": json.dumps(self._sums)}, part)
         part.replace(self.restart)
 
-    def finish(self, emulator: Samudra, recipe: Recipe) -> None:
+    def finish(self, emulator: Trainable, recipe: Recipe) -> None:
         """Export the trained emulator."""
         if self.writes:
-            export(emulator, self.folder / "emulator.safetensors", recipe=asdict(recipe))
+            export(emulator, self.folder / "emulator.safetensors", recipe=recipe.described())
 
 
 def _append(table: Path, row: dict[str, Any]) -> None:

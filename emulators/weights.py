@@ -8,53 +8,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from .checkpoint import downloaded, sha256_of
+from .checkpoint import CheckpointError, downloaded, sha256_of
+from .exports import FORMATS, described, restored
 from .published import published
-from .samudra import CheckpointError, NetworkConfig, Samudra, SamudraNet
-from .scaling import Scaling
-from .state import Field, Layout
-
-_FORMAT = "polynya-samudra-1"
+from .regional import Regional
+from .samudra import Samudra
+from .trainable import Trainable
 
 
-def export(emulator: Samudra, path: str | Path, **provenance: Any) -> Path:
+def export(emulator: Trainable, path: str | Path, **provenance: Any) -> Path:
     """Write an emulator as one safetensors file.
 
     Args:
-        emulator: to write.
+        emulator: to write, a `Samudra` or a `Regional`; how a `Regional` is run (`running`) is not kept.
         path: of the file; its folder must exist, an existing file is replaced.
         provenance: kept in the header, e.g. `data="..."`, `command="..."`.
+
+    Raises TypeError for an emulator of another kind.
     """
-    grid = emulator.layout.grid
-    tensors = {f"network.{k}": v.contiguous() for k, v in emulator.network.state_dict().items()}
-    tensors |= {f"scaling.{f.name}": getattr(emulator.scaling, f.name).clone() for f in fields(Scaling)}
-    tensors |= {f"grid.{n}": torch.from_numpy(np.array(grid[n].values)) for n in grid.coords}
-    header = {
-        "format": _FORMAT,
-        "polynya": version("polynya"),
-        "config": asdict(emulator.network.config),
-        "layout": _describe(emulator.layout),
-        "forcing_layout": _describe(emulator.forcing_layout),
-        "grid": {n: {"dims": list(grid[n].dims), "attrs": grid[n].attrs} for n in map(str, grid.coords)},
-        "grid_attrs": grid.attrs,
-        "increments": emulator.increments,
-        "statics": emulator.statics,
-        "noise_maps": emulator.noise_maps,
-        "provenance": provenance,
-    }
+    header, tensors = described(emulator)
+    header |= {"polynya": version("polynya"), "provenance": provenance}
     part = Path(f"{path}.part")  # an interrupted export leaves the file before it
     save_file(tensors, part, metadata={"polynya": json.dumps(header)})
     return part.replace(path)
@@ -72,7 +53,7 @@ def load(
     variables: Sequence[str] | None = None,
     forcing: Sequence[str] | None = None,
     **network: Any,
-) -> Samudra:
+) -> Samudra | Regional:
     """Load an emulator, ready to step.
 
     Args:
@@ -104,44 +85,9 @@ def load(
             tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors ({error}); copy or export it again") from error
-    if header.get("format") != _FORMAT:
+    if header.get("format") not in FORMATS:
         raise CheckpointError(
-            f"{path}: wanted an emulator exported by polynya (format {_FORMAT!r}), got {header.get('format')!r}; "
-            "write it with `export(emulator, path)`"
+            f"{path}: wanted an emulator exported by polynya (format {' or '.join(map(repr, FORMATS))}), got "
+            f"{header.get('format')!r}; write it with `export(emulator, path)`"
         )
-    return _exported(header, tensors, sha256_of(path))
-
-
-def _exported(header: dict[str, Any], tensors: dict[str, Tensor], checkpoint: str) -> Samudra:
-    coords = {n: (tuple(c["dims"]), tensors[f"grid.{n}"].numpy(), c["attrs"]) for n, c in header["grid"].items()}
-    grid = xr.Dataset(coords=coords, attrs=header["grid_attrs"])
-    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-    net = SamudraNet(NetworkConfig(**lists))
-    net.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
-    return Samudra(
-        net.eval(),
-        _layout(header["layout"], grid),
-        _layout(header["forcing_layout"], grid),
-        Scaling(**{f.name: tensors[f"scaling.{f.name}"] for f in fields(Scaling)}),
-        header["increments"],
-        tuple(header["statics"]),
-        checkpoint,
-        header.get("noise_maps", 0),
-    )
-
-
-def _describe(layout: Layout) -> dict[str, Any]:
-    return {
-        "fields": [asdict(f) for f in layout.fields],
-        "slots": layout.slots,
-        "interval": layout.interval.total_seconds(),
-    }
-
-
-def _layout(described: dict[str, Any], grid: xr.Dataset) -> Layout:
-    return Layout(
-        tuple(Field(**f) for f in described["fields"]),
-        grid,
-        tuple(described["slots"]),
-        timedelta(seconds=described["interval"]),
-    )
+    return restored(header, tensors, sha256_of(path))

@@ -23,7 +23,7 @@ from polynya.emulators.processes import Processes
 from polynya.emulators.samudra import SamudraNet
 from polynya.emulators.scaling import scaling_from
 from polynya.emulators.statistics import statistics_of
-from polynya.emulators.training import Recipe, _average, _Chain, _Run, averaging, parameters, train
+from polynya.emulators.training import Recipe, _average, _Run, averaging, parameters, train
 from polynya.emulators.windows import Place, Windows, read_ahead, windows_of
 
 STEP = timedelta(days=5)
@@ -248,7 +248,7 @@ def test_validation_is_of_the_averaged_weights_and_changes_nothing(tmp_path: Pat
     assert same(plain, checked)
     head, *rows = (tmp_path / "checked" / "validation.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["8", "16", "20"] and head.startswith("update,loss,thetao_0")
-    chain = _Chain(checked, Loss())
+    chain = Loss().task(checked)
     places = [Place(k) for k in range(others.count(2, emulator.stride))]
     with torch.no_grad():
         batch = others.batch(places, 2, emulator.stride)
@@ -332,7 +332,7 @@ def test_the_loss_of_persistence_is_about_one() -> None:
     source = Source.open(dataset, emulator.layout)
     forcing = Source.open(dataset, emulator.forcing_layout)
     scaling = scaling_from(statistics_of(dataset), emulator.layout, emulator.forcing_layout)
-    chain = _Chain(replace(emulator, scaling=scaling), Loss())
+    chain = Loss().task(replace(emulator, scaling=scaling))
     batch = Windows([source], [forcing]).batch([Place(k) for k in range(39)], 1, 1)
     errors = chain(batch, batch.start, 1, Noise(0))[0].detach()
     assert float(errors.mean()) == pytest.approx(1.0, rel=0.35)

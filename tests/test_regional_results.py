@@ -1,0 +1,112 @@
+"""What surrounds the training of regional sea-ice models: constants from data, and files of the result."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
+from small import START
+from test_regional_training import DAY, KINDS, batch_of, emulator, layouts, truth
+
+from polynya.cli.info import describe
+from polynya.emulators import Noise, Persistence, State, StatisticsError, export, load, regional
+from polynya.emulators.checkpoint import CheckpointError
+from polynya.emulators.regional_constants import fitted, residual_constants
+from polynya.emulators.stores import SourceError
+from polynya.emulators.training import windows_of
+
+# --- constants ----------------------------------------------------------------------------------------
+
+
+def test_constants_are_those_of_numpy():
+    stores = [truth(24), truth(10, seed=1)]
+    c = fitted(regional.RegionalConfig(), *layouts(), stores)
+    wet = layouts()[0].mask[0].numpy()
+    for i, name in enumerate((*regional.STATES, *regional.FORCINGS)):
+        values = [s[name].values.astype(float)[:, wet] for s in stores]
+        both = np.concatenate(values)
+        assert c.input_mean[i] == pytest.approx(both.mean(), abs=1e-6)
+        assert c.input_std[i] == pytest.approx(both.std(), rel=1e-6)
+        if i < 5:
+            changes = np.concatenate([(d := np.diff(v, axis=0)) - d.mean() for v in values])
+            assert c.std[i] == pytest.approx(np.sqrt((changes**2).mean()), rel=1e-6) and c.mean[i] == 0.0
+        else:
+            assert c.input_mean[i] == c.input_mean[i + 4] and c.input_std[i] == c.input_std[i + 4]
+    early = fitted(regional.RegionalConfig(), *layouts(), stores[:1], end=str(START + 9 * DAY)[:16])
+    first = stores[0].siconc.values[:10, wet].astype(float)
+    assert early.input_std[1] == pytest.approx(first.std(), rel=1e-6)
+    calm = truth()
+    with pytest.raises(SourceError, match="siu never varies"):
+        fitted(regional.RegionalConfig(), *layouts(), [calm.assign(siu=0 * calm.siu)])
+    with pytest.raises(StatisticsError, match="increment of 0 for siu"):
+        fitted(regional.RegionalConfig(), *layouts(), [calm.assign(siu=0 * calm.siu + calm.siu[0])])
+    with pytest.raises(regional.ConfigError, match="got one every 24 hours"):
+        fitted(regional.RegionalConfig(), *layouts(), [calm.isel(time=slice(None, None, 2))])
+
+
+def test_constants_of_the_residual():
+    model = emulator("deterministic")
+    windows = windows_of(model, [truth()], in_memory=True)
+    mean, scale = residual_constants(model, windows, 6)
+    free = replace(model, config=replace(model.config, lower=(-math.inf,) * 5, upper=(math.inf,) * 5))
+    lacks = []
+    for k in (0, 3, 7, 11, 15, 19):
+        batch = windows.get(k, 1, 1)
+        state = State(batch.start, batch.time, model.layout, (0,))
+        forcing = State(batch.forcings[0], batch.time, model.forcing_layout, (0,))
+        with torch.no_grad():
+            lacks.append((batch.targets[0] - free.step(state, forcing, Noise(0)).data)[0][:, model.layout.mask[0]])
+    wanted = torch.stack(lacks, 1).double().flatten(1).numpy()
+    assert mean == pytest.approx(wanted.mean(1), abs=1e-6) and scale == pytest.approx(wanted.std(1), rel=1e-4)
+    sizes = replace(model.config.diffusion, n_input=model.config.diffusion.n_input + 5)
+    c = replace(model.config, diffusion=sizes, residual_mean=mean, residual_scale=scale)
+    assert regional.Regional.untrained(*layouts(), c, first_guess=model.network).kind == "residual"
+    with pytest.raises(regional.ConfigError, match="wanted a deterministic emulator"):
+        residual_constants(emulator("diffusion"), windows)
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_emulator_needs_nothing_else(kind, tmp_path):
+    model = emulator(kind)
+    path = export(model, tmp_path / "e.safetensors", data="toy")
+    again = load(path)
+    assert isinstance(again, regional.Regional) and again.kind == kind and again.config == model.config
+    assert again.dt == model.dt and again.layout.fields == model.layout.fields
+    assert again.layout.grid.identical(model.layout.grid) and again.forcing_layout.slots == (0, 1)
+    assert len(again.checkpoint) == 64 and not again.network.training
+    batch = batch_of(model)
+    state = State(batch.start, batch.time, model.layout, (0, 1, 2))
+    forcing = State(batch.forcings[0], batch.time, model.forcing_layout, (0, 1, 2))
+    one, two = (m.step(state, forcing, Noise(1)).data for m in (model, again))
+    assert torch.equal(one, two) and two.requires_grad
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["polynya"], parse_constant=refuse)
+    assert header["format"] == "polynya-regional-1" and header["constants"]["upper"][0] is None
+    console = Console(record=True, width=160)
+    describe(path, console)
+    text = console.export_text()
+    assert f"regional sea ice, {kind}" in text and "12 hours a step" in text and "16 x 16" in text
+
+
+def test_files_of_other_formats_are_refused(tmp_path):
+    save_file(
+        {"x": torch.ones(1)}, tmp_path / "e.safetensors", metadata={"polynya": '{"format": "polynya-regional-9"}'}
+    )
+    with pytest.raises(CheckpointError, match=r"'polynya-samudra-1' or 'polynya-regional-1'.*got 'polynya-regional-9'"):
+        load(tmp_path / "e.safetensors")
+    with pytest.raises(TypeError, match="Samudra or Regional, got Persistence"):
+        export(Persistence(layouts()[0], DAY), tmp_path / "p.safetensors")
