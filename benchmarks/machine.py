@@ -13,8 +13,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def keep(name: str, results: dict[str, Any], packages: tuple[str, ...], threads: int) -> Path:
-    """Write results as JSON under benchmarks/results/, with hardware, load and versions."""
+def keep(name: str, results: dict[str, Any], packages: tuple[str, ...], threads: int, folder: Path = RESULTS) -> Path:
+    """Write results as JSON, by default under benchmarks/results/, with hardware, load and versions."""
     made = {
         "hardware": f"{processor()}, {threads} thread{'s' if threads > 1 else ''}",
         "load": os.getloadavg()[0],
@@ -22,8 +22,8 @@ def keep(name: str, results: dict[str, Any], packages: tuple[str, ...], threads:
         "python": platform.python_version(),
         "versions": {p: version(p) for p in packages},
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(made | results, indent=1) + "\n")
     return path
 

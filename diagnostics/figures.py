@@ -7,7 +7,7 @@ attrs; the style is in `style`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -21,60 +21,24 @@ from . import style
 from .abscissa import abscissae
 from .bars import bars, rank_bars
 from .conventions import check_units
-from .maps import maps
+from .curve_panels import curve_panels
+from .lines import abscissa_dim, draw_lines
+from .maps import map_rows, maps
 from .scorecard_figures import scorecard_figure
 
-__all__ = ["bars", "lead_curves", "maps", "rank_bars", "scorecard_figure", "series", "spectra"]
+__all__ = [
+    "bars",
+    "curve_panels",
+    "lead_curves",
+    "map_rows",
+    "maps",
+    "rank_bars",
+    "scorecard_figure",
+    "series",
+    "spectra",
+]
 
 _Array = np.ndarray[Any, Any]
-_Pair = tuple[xr.DataArray, xr.DataArray]
-
-_MANY_MEMBERS = 12  # more thin lines than this are a blur
-_FEW_POINTS = 16  # with so few the points themselves are marked
-
-_SPREADS: dict[str, tuple[str, Callable[[xr.DataArray, str], _Pair]]] = {
-    "range": ("range of members", lambda x, d: (x.min(d), x.max(d))),
-    "5-95%": ("5–95 % of members", lambda x, d: (x.quantile(0.05, d), x.quantile(0.95, d))),
-    "std": ("mean ± 1 standard deviation", lambda x, d: (x.mean(d) - x.std(d, ddof=1), x.mean(d) + x.std(d, ddof=1))),
-}
-
-
-def _abscissa_dim(name: str, line: xr.DataArray, member_dim: str) -> str:
-    dims = [str(d) for d in line.dims if d != member_dim]
-    if len(dims) != 1:
-        wanted = f"one dimension besides {member_dim!r}"
-        raise ValueError(f"a line needs {wanted}, got {line.dims} for {name!r}: select or average the rest")
-    return dims[0]
-
-
-def _draw_lines(
-    ax: Axes,
-    lines: Mapping[str, xr.DataArray],
-    at: Mapping[str, _Array],
-    *,
-    spread: str | None,
-    member_dim: str,
-    colors: Mapping[str, str] | None,
-) -> int:
-    """Draw each line at its abscissae: members thin, spread shaded, mean thick. Returns the legend's entries."""
-    if spread is not None and spread not in _SPREADS:
-        raise ValueError(f"spread must be one of {[*_SPREADS]} or None, got {spread!r}")
-    shading = ""
-    for name, color in style.colors_of(lines, colors).items():
-        line, x, mean = lines[name], at[name], lines[name]
-        if member_dim in line.dims:
-            mean = line.mean(member_dim)
-            if spread is not None and line.sizes[member_dim] > 1:
-                shading, limits = _SPREADS[spread]
-                ax.fill_between(x, *limits(line, member_dim), color=color, alpha=0.2, linewidth=0)
-            if 1 < line.sizes[member_dim] <= _MANY_MEMBERS:
-                members = line.transpose(..., member_dim).to_numpy()
-                ax.plot(x, members, color=color, linewidth=0.6, alpha=0.5)
-        marker: dict[str, Any] = {"marker": "o", "markersize": 4} if x.size <= _FEW_POINTS else {}
-        ax.plot(x, mean.to_numpy(), color=color, linewidth=2, label=name, **marker)
-    if shading:
-        ax.fill_between([], [], [], color=style.QUIET, alpha=0.3, linewidth=0, label=shading)
-    return len(lines) + bool(shading)
 
 
 def series(
@@ -98,13 +62,13 @@ def series(
     """
     lines = style.computed(lines)
     style.one_unit(lines.values(), "or draw two figures")
-    dims = {name: _abscissa_dim(name, line, member_dim) for name, line in lines.items()}
+    dims = {name: abscissa_dim(name, line, member_dim) for name, line in lines.items()}
     at, words = abscissae({name: line[dims[name]] for name, line in lines.items()})
     fig = style.new_figure(title, 3.8)
     ax = style.dress(fig.subplots())
     if zero_line:
         ax.axhline(0, color=style.QUIET, linewidth=1)
-    entries = _draw_lines(ax, lines, at, spread=spread, member_dim=member_dim, colors=colors)
+    entries = draw_lines(ax, lines, at, spread=spread, member_dim=member_dim, colors=colors)
     ax.margins(x=0.01)
     ax.set_xlabel(words)
     first = next(iter(lines.values()))
@@ -153,7 +117,7 @@ def spectra(
     lines = style.computed(lines)
     style.one_unit(lines.values(), "or draw two figures")
     for name, line in lines.items():
-        if _abscissa_dim(name, line, member_dim) != "wavenumber":
+        if abscissa_dim(name, line, member_dim) != "wavenumber":
             raise ValueError(f"a spectrum needs the dimension 'wavenumber', got {line.dims} for {name!r}")
         check_units(line["wavenumber"], "m-1")
     lines = {name: line.isel(wavenumber=line["wavenumber"].to_numpy() > 0) for name, line in lines.items()}
@@ -161,7 +125,7 @@ def spectra(
     fig = style.new_figure(title, 4.5)
     ax = style.dress(fig.subplots())
     ax.set(xscale="log", yscale="log", xlabel="wavenumber [cycles km⁻¹]")
-    _draw_lines(ax, lines, at, spread=spread, member_dim=member_dim, colors=colors)
+    draw_lines(ax, lines, at, spread=spread, member_dim=member_dim, colors=colors)
     _slope_guides(ax, lines, at, reference_slopes)
     first = next(iter(lines.values()))
     style.label_axis(ax.yaxis, style.name_of(first), str(first.attrs.get("units", "")), 1.0)

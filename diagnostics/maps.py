@@ -18,6 +18,8 @@ from . import style
 from .panels import Panel, panel_of, place
 
 _DIFFERENCES = ("anomaly", "bias", "change", "difference", "error", "increment", "minus", "trend")
+# Inches of a table of maps.
+_EDGE, _GAP, _KEY, _BAR, _HEADING, _COLUMN = 0.1, 0.08, 0.75, 0.13, 0.32, 0.25
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 90)
 
 
@@ -137,3 +139,52 @@ def maps(
         if i < len(bars):
             _colour_bar(bars[i], scale, panel.field, anomaly=anomaly)
     return fig
+
+
+def map_rows(rows: Mapping[str, Mapping[str, xr.DataArray]], *, title: str, cmap: str | None = None) -> Figure:
+    """A table of maps: a variable in each row, on one scale with its colour bar, and the runs compared in columns.
+
+    `rows`, {heading: {column: field}}, each field (lat|y, lon|x) in memory or lazy, the same columns in every row;
+    without ticks, for these are to be compared by eye. Around a pole leave lat and lon out, `drop_vars(["lat",
+    "lon"])`, to see the grid's own plane. `cmap` for all rows, by default told from each variable. Raises ValueError
+    as `maps`, and for rows of other columns.
+    """
+    columns = [*next(iter(rows.values()), {})]
+    if not columns or any([*fields] != columns for fields in rows.values()):
+        raise ValueError(f"rows of maps need the same columns, got { {n: [*f] for n, f in rows.items()} }")
+    panels = [[panel_of(n, f) for n, f in style.computed(fields).items()] for fields in rows.values()]
+    wide = (style.WIDTH - 2 * _EDGE - _KEY - _GAP * (len(columns) - 1)) / len(columns)
+    heights = [wide * row[0].shape for row in panels]
+    height = sum(heights) + len(rows) * _HEADING + _COLUMN + _EDGE
+    fig = style.new_figure(title, height, constrained=False)
+    inches = np.array([*fig.get_size_inches(), *fig.get_size_inches()])
+    text: dict[str, Any] = {"color": style.INK, "parse_math": False, "ha": "left", "va": "bottom"}
+    top = height - _COLUMN
+    for k, (heading, row) in enumerate(zip(rows, panels, strict=True)):
+        style.one_unit([p.field for p in row], "one row of maps has one scale")
+        scale = _scale(row, anomaly=False, cmap=cmap)
+        bottom = top - _HEADING - heights[k]
+        units = style.pretty_units(str(row[0].field.attrs.get("units", "")))
+        about = f"{heading} [{units}]" if units else heading
+        fig.text(_EDGE / inches[0], (bottom + heights[k] + 0.05) / inches[1], about, fontsize=style.TEXT, **text)
+        for i, (name, panel) in enumerate(zip(columns, row, strict=True)):
+            x = _EDGE + i * (wide + _GAP)
+            axes = fig.add_axes(tuple(np.array([x, bottom, wide, heights[k]]) / inches))
+            _draw(axes, "", panel, scale, room=4)
+            axes.set(xticks=[], yticks=[], xlabel="", ylabel="")
+            if k == 0:
+                fig.text(x / inches[0], (top + 0.02) / inches[1], name, fontsize=style.TEXT, fontweight="bold", **text)
+        bar = (style.WIDTH - _EDGE - _KEY + 0.1, bottom, _BAR, heights[k])
+        _key(fig.add_axes(tuple(np.array(bar) / inches)), scale)
+        top = bottom
+    return fig
+
+
+def _key(axes: Axes, scale: _Scale) -> None:
+    """A colour bar beside a row."""
+    fig = axes.get_figure(root=True)
+    assert fig is not None
+    colours = ScalarMappable(Normalize(scale.low, scale.high), scale.cmap)
+    bar = fig.colorbar(colours, cax=axes, extend=scale.ends, extendfrac=0.04)
+    bar.outline.set(visible=False)
+    axes.tick_params(labelsize=style.SMALL, color=style.QUIET, labelcolor=style.INK)
