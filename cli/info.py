@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..emulators import Regional, Samudra, load, open_store
+from ..emulators import GenSIM, Regional, Samudra, load, open_store
 from ..emulators.checkpoint import load_network, sha256_of
 from ..emulators.samudra import SamudraNet
 from ..emulators.training import parameters
@@ -29,11 +29,15 @@ def describe(path: Path, console: Console) -> None:
         _store(path, open_store(path), console)
 
 
-def _emulator(path: Path, emulator: Samudra | Regional, console: Console) -> None:
+def _emulator(path: Path, emulator: Samudra | Regional | GenSIM, console: Console) -> None:
     table, layout, step = _table(str(path)), emulator.layout, emulator.dt
     if isinstance(emulator, Samudra):
         config, family = emulator.network.config, "Samudra family"
         shape = f"widths {config.widths}, dilations {config.dilations}, norm {config.norm}"
+    elif isinstance(emulator, GenSIM):
+        c, tokens = emulator.config, emulator.network.config
+        family = f"GenSIM sea ice, {c.calls} network calls a step"
+        shape = f"{tokens.n_blocks} transformer blocks of width {tokens.n_features}, windows {c.window} + {c.halo}"
     else:
         sizes, family = emulator.network.config, f"regional sea ice, {emulator.kind}"
         shape = f"widths {sizes.widths}, {sizes.n_bottleneck} transformer blocks"

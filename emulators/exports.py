@@ -8,26 +8,31 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, fields
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from .gensim import GenSIM
+from .gensim_files import GenSIMConfig
 from .regional import Regional
 from .regional_files import RegionalConfig
 from .samudra import NetworkConfig, Samudra, SamudraNet
 from .scaling import Scaling
 from .state import Field, Layout
 from .trainable import Trainable
+from .transformer import Transformer, TransformerConfig
 from .uvit import UViT, UViTConfig
 
-__all__ = ["FORMATS", "described", "restored"]
+__all__ = ["FORMATS", "described", "halved", "restored"]
 
 Header = dict[str, Any]
 Tensors = dict[str, Tensor]
-_SAMUDRA, _REGIONAL = FORMATS = ("polynya-samudra-1", "polynya-regional-1")
+_N = TypeVar("_N", bound=nn.Module)
+_SAMUDRA, _REGIONAL, _GENSIM = FORMATS = ("polynya-samudra-1", "polynya-regional-1", "polynya-gensim-1")
+_NETWORKS = ("network.", "first_guess.")
 _BOUNDS = {"lower": -math.inf, "upper": math.inf}
 
 
@@ -60,8 +65,18 @@ def described(emulator: Trainable) -> tuple[Header, Tensors]:
             "constants": _finite(emulator.config),
             "dt": emulator.dt.total_seconds(),
         }
+    elif isinstance(emulator, GenSIM):
+        tensors = {} if emulator.mesh is None else {"mesh": emulator.mesh.cpu().contiguous()}
+        header = {
+            "format": _GENSIM,
+            "config": _finite(emulator.config),
+            "checkpoint": emulator.checkpoint,
+            "dt": emulator.dt.total_seconds(),
+        }
     else:
-        raise TypeError(f"wanted an emulator that can be written, Samudra or Regional, got {type(emulator).__name__}")
+        raise TypeError(
+            f"wanted an emulator that can be written, GenSIM, Samudra or Regional, got {type(emulator).__name__}"
+        )
     grid = emulator.layout.grid
     tensors |= _weights(emulator.network, "network.")
     tensors |= {f"grid.{n}": torch.from_numpy(np.array(grid[n].values)) for n in grid.coords}
@@ -74,14 +89,29 @@ def described(emulator: Trainable) -> tuple[Header, Tensors]:
     return header, tensors
 
 
-def restored(header: Header, tensors: Tensors, checkpoint: str) -> Samudra | Regional:
+def halved(tensors: Tensors) -> Tensors:
+    """Weights as float16, all else as it is.
+
+    Raises ValueError for weights beyond the range of float16.
+    """
+    found = {}
+    for name, value in tensors.items():
+        small = value.half() if name.startswith(_NETWORKS) and value.is_floating_point() else value
+        if not torch.equal(small.isfinite(), value.isfinite()):
+            raise ValueError(f"{name} has values to {float(value.abs().max()):.3g}, too large for float16; half=False")
+        found[name] = small
+    return found
+
+
+def restored(header: Header, tensors: Tensors, checkpoint: str) -> Samudra | Regional | GenSIM:
     """The emulator that `described` gave, in eval mode on the CPU.
 
     Args:
         header: of one of the `FORMATS`.
-        tensors: as they were.
+        tensors: as they were, or `halved`.
         checkpoint: SHA-256 of the file they came from.
     """
+    tensors = {k: v.float() if v.dtype == torch.float16 else v for k, v in tensors.items()}
     coords = {n: (tuple(c["dims"]), tensors[f"grid.{n}"].numpy(), c["attrs"]) for n, c in header["grid"].items()}
     grid = xr.Dataset(coords=coords, attrs=header["grid_attrs"])
     layouts = _layout(header["layout"], grid), _layout(header["forcing_layout"], grid)
@@ -89,13 +119,24 @@ def restored(header: Header, tensors: Tensors, checkpoint: str) -> Samudra | Reg
         return Regional(
             _uvit(header["config"], tensors, "network."),
             *layouts,
-            _constants(header["constants"]),
+            _regional(header["constants"]),
             first_guess=header["first_guess"] and _uvit(header["first_guess"], tensors, "first_guess."),
             checkpoint=checkpoint,
             dt=timedelta(seconds=header["dt"]),
         )
-    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in header["config"].items()}
-    net = SamudraNet(NetworkConfig(**lists))
+    if header["format"] == _GENSIM:
+        config = _gensim(header["config"])
+        with torch.device("meta"):
+            transformer = Transformer(config.network)
+        return GenSIM(
+            _filled(transformer, tensors, "network."),
+            *layouts,
+            config,
+            mesh=tensors["mesh"].clone() if "mesh" in tensors else None,
+            checkpoint=checkpoint,
+            dt=timedelta(seconds=header["dt"]),
+        )
+    net = SamudraNet(NetworkConfig(**_tuples(header["config"])))
     net.load_state_dict(_part(tensors, "network."))
     return Samudra(
         net.eval(),
@@ -119,22 +160,38 @@ def _part(tensors: Tensors, prefix: str) -> Tensors:
 def _uvit(sizes: Header, tensors: Tensors, prefix: str) -> UViT:
     with torch.device("meta"):  # no memory and no random initial weights: all of them are replaced
         network = UViT(UViTConfig(**sizes))
+    return _filled(network, tensors, prefix)
+
+
+def _filled(network: _N, tensors: Tensors, prefix: str) -> _N:
     # Cloned, because a file's tensors are not aligned, and kernels for those round otherwise.
     network.load_state_dict({k: v.clone() for k, v in _part(tensors, prefix).items()}, assign=True)
     return network.requires_grad_().eval()
 
 
-def _finite(config: RegionalConfig) -> Header:
+def _finite(config: RegionalConfig | GenSIMConfig) -> Header:
     """A configuration with null for infinite bounds."""
     bounds = {n: [None if math.isinf(b) else b for b in getattr(config, n)] for n in _BOUNDS}
     return asdict(config) | bounds
 
 
-def _constants(described: Header) -> RegionalConfig:
-    read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
-    read |= {n: tuple(free if b is None else b for b in described[n]) for n, free in _BOUNDS.items()}
-    read |= {n: UViTConfig(**described[n]) for n in ("deterministic", "diffusion")}
-    return RegionalConfig(**read)
+def _infinite(described: Header) -> Header:
+    """Back: what is a tuple, with infinite bounds."""
+    bounds = {n: tuple(free if b is None else b for b in described[n]) for n, free in _BOUNDS.items()}
+    return _tuples(described) | bounds
+
+
+def _tuples(described: Header) -> Header:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in described.items()}
+
+
+def _regional(described: Header) -> RegionalConfig:
+    sizes = {n: UViTConfig(**described[n]) for n in ("deterministic", "diffusion")}
+    return RegionalConfig(**_infinite(described) | sizes)
+
+
+def _gensim(described: Header) -> GenSIMConfig:
+    return GenSIMConfig(**_infinite(described) | {"network": TransformerConfig(**described["network"])})
 
 
 def _describe(layout: Layout) -> Header:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from .gensim_files import ConfigError, GenSIMConfig, load_network, located, read
 from .gensim_scaling import decode, encode, latent_bounds
 from .ice_forcing import polar_stereographic
 from .noise import Draws
+from .running import Running
+from .scaling import Scaling
 from .state import Layout, LayoutError, State
 from .tiles import Group, Tiling, TilingError, tiling
 from .transformer import Transformer
@@ -48,24 +50,6 @@ __all__ = [
 STATES = ("sithick", "siconc", "sidamage", "siu", "siv", "sisnthick")
 FORCINGS = ("tas", "huss", "uas", "vas")
 DEGREE_DAYS = ("pdd_month", "fdd_month", "pdd_year", "fdd_year")
-
-
-@dataclass(frozen=True)
-class Running:
-    """How a forecast is computed, which changes its numbers by rounding only.
-
-    Attributes:
-        skip_land: leave out windows and tokens without ocean.
-        together: windows that run as one batch: 1 for a CPU, more for a GPU.
-        one_at_a_time: members singly, so that no bit of one depends on the others; False for small maps on a GPU.
-        recompute: where gradients are wanted, keep no activations and compute each group of windows again in the
-            backward pass (Chen et al. 2016, arXiv:1604.06174): a third more work, the memory of one group.
-    """
-
-    skip_land: bool = True
-    together: int = 1
-    one_at_a_time: bool = True
-    recompute: bool = True
 
 
 # --- forecast -----------------------------------------------------------------------------------------
@@ -93,7 +77,7 @@ def forecast(
         mask: 1 for ocean, 0 for land (batch, 1, y, x).
         noise: standard normal numbers (batch, 6, y, x).
         config: constants, sampler and windows, see `read_config`; None for the released ones.
-        running: how to compute it.
+        running: how to compute it; bfloat16 if it or the configuration says so.
 
     Returns:
         The state at t + 12 h, physical units (batch, 6, y, x), within its bounds and 0 on land.
@@ -152,22 +136,25 @@ def _velocity(
     """One network call through all windows, (batch, state, y, x)."""
     sizes = (c.network.n_time_in, c.network.n_augment_in, c.network.n_res_in)
     time, labels, resolution = (x.new_full((1, n), v) for n, v in zip(sizes, (t, 0.0, c.resolution), strict=True))
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=c.bf16):
+    with how.autocast(x.device, c.bf16):
         e = network.embedder(time, labels, resolution)
         run = _recomputed if how.recompute and torch.is_grad_enabled() else _through
-        parts = [run(network, g, x, cut, e, resolution) for g, cut in zip(windows.groups, told, strict=True)]
+        parts = [run(network, g, x, cut, e, resolution, how) for g, cut in zip(windows.groups, told, strict=True)]
     return windows.assemble(parts, x)
 
 
-def _through(network: Transformer, group: Group, x: Tensor, told: Tensor, e: Tensor, resolution: Tensor) -> Tensor:
+def _through(
+    network: Transformer, group: Group, x: Tensor, told: Tensor, e: Tensor, resolution: Tensor, how: Running
+) -> Tensor:
     """The network in the windows of one group, (batch, state, kept cell); `told` is cut into patches."""
     cut = torch.cat((group.gather(x), told), -1)
-    place = network.position(group.mesh, resolution).repeat(len(x), 1, 1)
-    return group.select(network.tokens(cut, place, group.ocean.repeat(len(x), 1, 1), e, group.skipped, group.wanted))
+    place, ocean = (v.repeat(len(x), 1, 1) for v in (network.position(group.mesh, resolution), group.ocean))
+    return group.select(how.method(network, "tokens")(cut, place, ocean, e, group.skipped, group.wanted))
 
 
-def _recomputed(*given: Any) -> Tensor:
-    out: Tensor = checkpoint(_through, *given, use_reentrant=False, preserve_rng_state=False)
+def _recomputed(network: Transformer, *given: Any) -> Tensor:
+    same = network.training  # only dropout draws
+    out: Tensor = checkpoint(_through, network, *given, use_reentrant=False, preserve_rng_state=same)
     return out
 
 
@@ -277,12 +264,14 @@ class GenSIM:
         )
 
     @classmethod
-    def untrained(cls, layout: Layout, forcing_layout: Layout, config: GenSIMConfig, *, seed: int = 0) -> GenSIM:
+    def untrained(
+        cls, layout: Layout, forcing_layout: Layout, config: GenSIMConfig, *, mesh: Tensor | None = None, seed: int = 0
+    ) -> GenSIM:
         """An emulator to be trained, with random weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = Transformer(config.network)
-        return cls(network.eval(), layout, forcing_layout, config)
+        return cls(network.eval(), layout, forcing_layout, config, mesh=mesh)
 
     @classmethod
     def load(
@@ -299,16 +288,40 @@ class GenSIM:
         read, found = read_config(config), located(path, file, revision)
         return cls(load_network(found, read), layout, forcing_layout, read, checkpoint=sha256_of(found))
 
+    @property
+    def stride(self) -> int:
+        """Records per step; stores have one every `dt`."""
+        return 1
+
+    @property
+    def scaling(self) -> Scaling:
+        """The configuration's constants as tensors, in the layouts' order of channels."""
+        c, n, f = self.config, len(STATES), len(FORCINGS)
+        order = (*range(n, n + f), *range(n + 2 * f, len(c.input_mean)))  # degree days stand in both slots
+        later = (*range(n + f, n + 2 * f), *range(n + 2 * f, len(c.input_mean)))
+        driven = ([v[k] for k in (*order, *later)] for v in (c.input_mean, c.input_std))
+        return Scaling(*(torch.tensor(v) for v in (c.input_mean[:n], c.input_std[:n], c.std, *driven)))
+
+    def with_network(self, network: Transformer, *, recompute: bool | None = None) -> Self:
+        """Around another network; see `Trainable`."""
+        running = self.running if recompute is None else replace(self.running, recompute=recompute)
+        return replace(self, network=network, running=running, checkpoint="")
+
     def tuned(self, running: Running | None = None, **sampler: Any) -> GenSIM:
         """The same weights, run differently: `running`, or fields of the configuration such as `n_steps=5`."""
         return replace(self, running=running or self.running, config=replace(self.config, **sampler))
 
+    @property
+    def position(self) -> Tensor:
+        """Position of the cells in km (2, y, x), x first: the `mesh`, or the projected latitude and longitude."""
+        if self.mesh is not None:
+            return self.mesh
+        lat, lon = (torch.from_numpy(v).double() for v in self.layout.position(self.layout.fields[0]))
+        return polar_stereographic(lat, lon)
+
     @cached_property
     def _windows(self) -> Tiling:
-        mesh = self.mesh
-        if mesh is None:
-            lat, lon = (torch.from_numpy(v).double() for v in self.layout.position(self.layout.fields[0]))
-            mesh = polar_stereographic(lat, lon)
+        mesh = self.position
         return _tiling(mesh, self.layout.mask[:1].to(mesh), self.config, self.running)
 
     @cached_property

@@ -5,20 +5,24 @@ Finn et al. (2025, arXiv:2508.14984); the pieces are in `flow`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .flow import censored_nll, on_path
 from .gensim_files import GenSIMConfig
 from .gensim_scaling import at_bounds, encode, increment
-from .transformer import LogScale, Transformer
 
-__all__ = ["flow_loss"]
+__all__ = ["flow_errors", "flow_loss"]
+
+Network = Callable[..., Tensor]
 
 
-def flow_loss(
-    network: Transformer,
-    log_scale: LogScale,
+def flow_errors(
+    network: Network,
+    log_scale: Network,
     states: Tensor,
     forcings: Tensor,
     degree_days: Tensor,
@@ -33,7 +37,7 @@ def flow_loss(
     """The censored negative log-likelihood of a velocity, the mean over ocean cells away from the halo.
 
     Args:
-        network, log_scale: to train, both.
+        network, log_scale: a `Transformer` and a `LogScale`, or functions like them.
         states: at t and t + 12 h, physical units, 0 on land (batch, 2, state, y, x).
         forcings, degree_days, mesh, mask, noise: as in `forecast`; a sample is one window with its halo.
         labels: of augmentation (batch, n_augment_in).
@@ -42,7 +46,7 @@ def flow_loss(
         config: constants, bounds, and the halo to leave out.
 
     Returns:
-        A number, without unit.
+        Of each variable (state,), without unit; 0 where there is no ocean at all.
 
     Source: Finn et al. (2025).
     """
@@ -53,5 +57,10 @@ def flow_loss(
     s = log_scale(time, labels, resolution)[:, :, None, None]
     nll = censored_nll(v, predicted, s, *at_bounds(after, config))
     rows, columns = (slice(h, n - h) for h, n in zip(config.halo, mask.shape[-2:], strict=True))
-    inner = mask[..., rows, columns].expand(-1, len(config.std), -1, -1)
-    return (nll[..., rows, columns] * inner).sum() / inner.sum()
+    inner = mask[..., rows, columns]
+    return (nll[..., rows, columns] * inner).sum((0, 2, 3)) / inner.sum().clamp(min=1)
+
+
+def flow_loss(*given: Any, **named: Any) -> Tensor:
+    """The mean of `flow_errors` over variables, a number: what the original minimises."""
+    return flow_errors(*given, **named).mean()

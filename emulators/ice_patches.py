@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-__all__ = ["coarse_mask", "corners", "cut_patch", "horizontal_flip", "quarter_turn", "vertical_flip"]
+__all__ = ["coarse_mask", "corners", "cut_patch", "horizontal_flip", "moved", "quarter_turn", "vertical_flip"]
 
 Vectors = tuple[tuple[int, int], ...]
 
@@ -47,6 +47,23 @@ def quarter_turn(x: Tensor, vectors: Vectors = ()) -> Tensor:
     return vertical_flip(x, vectors).transpose(-2, -1)[..., order, :, :]
 
 
+def moved(x: Tensor, flags: Tensor, vectors: Vectors = ()) -> Tensor:
+    """Flip and turn maps, one sample unlike the other.
+
+    Args:
+        x: maps (batch, channel, y, x), square if any is to be turned.
+        flags: horizontal flip, vertical flip, quarter turn, in this order, bool (batch, 3).
+        vectors: as `vertical_flip`.
+
+    Returns:
+        Maps of the same shape.
+    """
+    for move, done in zip((horizontal_flip, vertical_flip, quarter_turn), flags.T, strict=True):
+        if bool(done.any()):
+            x = torch.where(done.to(x.device)[:, None, None, None], move(x, vectors), x)
+    return x
+
+
 def cut_patch(x: Tensor, corner: tuple[int, int], level: int, size: tuple[int, int], pad: tuple[int, int]) -> Tensor:
     """Cut a patch out of maps and average it.
 
@@ -63,14 +80,18 @@ def cut_patch(x: Tensor, corner: tuple[int, int], level: int, size: tuple[int, i
     Raises:
         ValueError: if the patch does not lie on the padded map, or the level is not a power of 2.
     """
-    padded = F.pad(x, (pad[1], pad[1], pad[0], pad[0]), mode="replicate")
+    padded = tuple(n + 2 * p for n, p in zip(x.shape[-2:], pad, strict=True))
     ends = tuple(c + level * n for c, n in zip(corner, size, strict=True))
-    if min(corner) < 0 or ends[0] > padded.shape[-2] or ends[1] > padded.shape[-1] or level & (level - 1) or level < 1:
+    if min(corner) < 0 or ends[0] > padded[0] or ends[1] > padded[1] or level & (level - 1) or level < 1:
         raise ValueError(
-            f"wanted a patch of {size} cells at a level 1, 2, 4, ... on a padded map of {tuple(padded.shape[-2:])}, "
+            f"wanted a patch of {size} cells at a level 1, 2, 4, ... on a padded map of {padded}, "
             f"got corner {corner} and level {level}, which reaches to {ends}"
         )
-    patch = padded[..., corner[0] : ends[0], corner[1] : ends[1]]
+    rows, columns = (  # numbers of cells rather than a padded map, which may be much larger than a patch
+        torch.arange(c - p, e - p, device=x.device).clamp(0, n - 1)
+        for c, e, p, n in zip(corner, ends, pad, x.shape[-2:], strict=True)
+    )
+    patch = x[..., rows[:, None], columns]
     while level > 1:
         patch, level = F.avg_pool2d(patch, 2), level // 2
     return patch

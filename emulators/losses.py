@@ -101,8 +101,14 @@ class Task(nn.Module, ABC):
         """
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups of parameters for AdamW; further parameters than the network's are neither clipped nor averaged."""
+        """Groups of parameters for AdamW; further parameters than the network's are neither clipped nor averaged.
+
+        A group may have a `peak`, the largest learning rate of its own instead of the recipe's.
+        """
         return [{"params": list(self.network.parameters()), "weight_decay": weight_decay}]
+
+    def adopt(self, trained: Task) -> None:
+        """Take over, to validate, what was learnt besides the network; nothing unless the objective needs it."""
 
     def finish_update(self, processes: Processes) -> None:
         """What is to be done after an optimiser update, alike in all processes."""

@@ -1,6 +1,6 @@
-"""Where the embedded oceans live: the grids, coasts and sea floors of the globe and of the channel.
+"""Where the embedded nature runs live: grids, coasts and sea floors of the globe, the channel and the Arctic basin.
 
-Both are regular in latitude and longitude. Tracers and sea level sit at cell centres, velocities at
+The oceans are regular in latitude and longitude. Tracers and sea level sit at cell centres, velocities at
 the north-east corner of the cell (Arakawa's B grid), so that `lat_corner = lat + dlat / 2`. A level is
 wet or dry as a whole (no partial cells). The returned datasets carry every coordinate that a
 `Layout` needs.
@@ -70,6 +70,49 @@ def channel() -> xr.Dataset:
     levels[[0, -1]] = 0
     levels[17:22, 60:64] = 0
     return _grid(lat, lon, dz, _open_corners(levels), 28.0)
+
+
+def arctic(cells: int, spacing: float) -> xr.Dataset:
+    """A basin around the pole with a rugged coast and two islands, `cells` x `cells` of `spacing` m, on a plane."""
+    side = (2 * np.arange(cells) + 1 - cells) / cells
+    a, b = np.meshgrid(side, side)
+    angle = np.arctan2(b, a)
+    wet = np.hypot(a, 1.05 * b) < 0.92 + 0.05 * np.sin(5 * angle) + 0.03 * np.sin(9 * angle + 1)
+    wet &= (a - 0.35) ** 2 + (b - 0.45) ** 2 >= 0.012
+    wet &= 2 * (a + 0.5) ** 2 + (b - 0.1) ** 2 >= 0.008
+    wet[[0, -1]] = wet[:, [0, -1]] = False
+    return plane(wet, spacing)
+
+
+def plane(wet: np.ndarray, spacing: float) -> xr.Dataset:
+    """The grid of a map on the plane that touches the pole at its middle.
+
+    Args:
+        wet: True for sea (y, x); its edge is closed.
+        spacing: size of a cell, m; an area is its square, as the solver has it.
+
+    Returns:
+        Coordinates as a `Layout` needs them, and `x`, `y` (m) along the dimensions.
+    """
+    ny, nx = wet.shape
+    y, x = ((np.arange(n) + 0.5 - n / 2) * spacing for n in (ny, nx))
+    lat, lon = _plane_position(*np.meshgrid(x, y))
+    lat_corner, lon_corner = _plane_position(*np.meshgrid(x + spacing / 2, y + spacing / 2))
+    corner = np.zeros_like(wet)
+    corner[:-1, :-1] = wet[:-1, :-1] & wet[1:, :-1] & wet[:-1, 1:] & wet[1:, 1:]
+    named = {
+        "lat": lat, "lon": lon, "lat_corner": lat_corner, "lon_corner": lon_corner,
+        "areacello": np.full(wet.shape, spacing**2), "wetmask": wet, "wetmask_corner": corner,
+    }  # fmt: skip
+    metres = {"units": "m", "standard_name": "projection_{}_coordinate"}
+    axes = {n: (n, v, metres | {"standard_name": f"projection_{n}_coordinate"}) for n, v in (("x", x), ("y", y))}
+    return xr.Dataset(coords=axes | {n: (("y", "x"), v, GRID_ATTRS[n]) for n, v in named.items()})
+
+
+def _plane_position(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Latitude and longitude (degrees) of points of a polar stereographic plane, true to scale at the pole."""
+    lat = 90 - np.degrees(2 * np.arctan(np.hypot(x, y) / (2 * EARTH_RADIUS)))
+    return lat, np.degrees(np.arctan2(x, -y)) % 360
 
 
 def _inside(x: np.ndarray, y: np.ndarray, polygon: list[tuple[float, float]]) -> np.ndarray:

@@ -26,14 +26,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import cftime
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .emulator import check_inputs
-from .names import GRID_ATTRS
+from .nature_grid import arctic as arctic_grid
 from .nature_ice_forcing import ICE_FORCING_FIELDS, IceWeather
 from .noise import Draws, Noise
 from .state import Field, Layout, State
@@ -42,7 +41,6 @@ _RHO_ICE, _RHO_AIR, _RHO_WATER = 917.0, 1.3, 1026.0  # kg m-3
 _FUSION = 3.0e5  # J kg-1
 _FREEZING = 271.35  # K
 _SECONDS_A_DAY = 86400.0
-_EARTH_RADIUS = 6.371e6  # m
 
 STATES = ("sithick", "siconc", "sidamage", "siu", "siv")
 
@@ -354,47 +352,6 @@ def _grown(
     return new_h, new_area, damage * (1 - whole) * sea.wet
 
 
-# --- where it lives ------------------------------------------------------------------------------------
-
-
 def arctic(cells: int = 64, spacing: float = 20e3) -> NatureIce:
     """A basin around the pole with a rugged coast and two islands, `cells` x `cells` of `spacing` m."""
-    x = (np.arange(cells) + 0.5 - cells / 2) * spacing
-    a, b = np.meshgrid(2 * x / (cells * spacing), 2 * x / (cells * spacing))
-    angle = np.arctan2(b, a)
-    wet = np.hypot(a, 1.05 * b) < 0.92 + 0.05 * np.sin(5 * angle) + 0.03 * np.sin(9 * angle + 1)
-    wet &= (a - 0.35) ** 2 + (b - 0.45) ** 2 >= 0.012
-    wet &= 2 * (a + 0.5) ** 2 + (b - 0.1) ** 2 >= 0.008
-    wet[[0, -1]] = wet[:, [0, -1]] = False
-    return NatureIce(plane(wet, spacing))
-
-
-def plane(wet: np.ndarray, spacing: float) -> xr.Dataset:
-    """The grid of a map on the plane that touches the pole at its middle.
-
-    Args:
-        wet: True for sea (y, x); its edge is closed.
-        spacing: size of a cell, m; an area is its square, as the solver has it.
-
-    Returns:
-        Coordinates as a `Layout` needs them, and `x`, `y` (m) along the dimensions.
-    """
-    ny, nx = wet.shape
-    y, x = ((np.arange(n) + 0.5 - n / 2) * spacing for n in (ny, nx))
-    lat, lon = _plane_position(*np.meshgrid(x, y))
-    lat_corner, lon_corner = _plane_position(*np.meshgrid(x + spacing / 2, y + spacing / 2))
-    corner = np.zeros_like(wet)
-    corner[:-1, :-1] = wet[:-1, :-1] & wet[1:, :-1] & wet[:-1, 1:] & wet[1:, 1:]
-    named = {
-        "lat": lat, "lon": lon, "lat_corner": lat_corner, "lon_corner": lon_corner,
-        "areacello": np.full(wet.shape, spacing**2), "wetmask": wet, "wetmask_corner": corner,
-    }  # fmt: skip
-    metres = {"units": "m", "standard_name": "projection_{}_coordinate"}
-    axes = {n: (n, v, metres | {"standard_name": f"projection_{n}_coordinate"}) for n, v in (("x", x), ("y", y))}
-    return xr.Dataset(coords=axes | {n: (("y", "x"), v, GRID_ATTRS[n]) for n, v in named.items()})
-
-
-def _plane_position(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude (degrees) of points of a polar stereographic plane, true to scale at the pole."""
-    lat = 90 - np.degrees(2 * np.arctan(np.hypot(x, y) / (2 * _EARTH_RADIUS)))
-    return lat, np.degrees(np.arctan2(x, -y)) % 360
+    return NatureIce(arctic_grid(cells, spacing))

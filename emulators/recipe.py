@@ -33,7 +33,7 @@ class Recipe:
             it makes itself, without which long rollouts of small networks blow up (Sanchez-Gonzalez et al. 2020,
             "Learning to simulate complex physics with graph networks", section 4.3).
         loss: what is minimised: a `Loss` of steps as they will run, or another `Objective`, such as those of
-            `regional_objectives`, which take single steps: `steps=(1,)`.
+            `regional_objectives` and `gensim_objectives`, which take single steps: `steps=(1,)`.
         learning_rate: peak, of Adam with a cosine decay to zero.
         warmup: fraction of the updates in which the rate rises linearly to its peak.
         weight_decay: decoupled (AdamW); 0 is Adam.
@@ -96,10 +96,11 @@ class Recipe:
         """Links of the chains of an update."""
         return self.links[_part(update, self.updates, len(self.links))]
 
-    def rate(self, update: int) -> float:
-        """Learning rate of an update."""
+    def rate(self, update: int, peak: float | None = None) -> float:
+        """Learning rate of an update, or of what has a peak of its own."""
         rise = min(1.0, (update + 1) / max(1.0, self.warmup * self.updates))
-        return self.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * update / self.updates))
+        top = self.learning_rate if peak is None else peak
+        return top * rise * 0.5 * (1 + math.cos(math.pi * update / self.updates))
 
     def places(self, update: int, total: int) -> list[Place]:
         """Windows of an update, of `total` chains: each once per epoch, in an order of the epoch's own.

@@ -32,6 +32,7 @@ from .gensim_files import ConfigError
 from .noise import Draws
 from .regional_files import RegionalConfig, load_network, load_residual, read_config
 from .regional_scaling import after, encode, on_ocean
+from .running import Running
 from .scaling import Scaling
 from .state import Layout, LayoutError, State
 from .uvit import UViT
@@ -40,22 +41,6 @@ __all__ = ["ConfigError", "Regional", "RegionalConfig", "Running", "forecast", "
 
 STATES = ("sithick", "siconc", "sidamage", "siu", "siv")
 FORCINGS = ("tas", "huss", "uas", "vas")
-
-
-@dataclass(frozen=True)
-class Running:
-    """How a forecast is computed, which changes its numbers by rounding only.
-
-    Attributes:
-        one_at_a_time: members singly, so that no bit of one depends on the others; False for a GPU.
-        recompute: where gradients are wanted, keep no activations and compute each network call again in the backward
-            pass (Chen et al. 2016, arXiv:1604.06174): a third more work, the memory of one call.
-        bf16: run the network under bfloat16 autocast, the sampler in full precision.
-    """
-
-    one_at_a_time: bool = True
-    recompute: bool = True
-    bf16: bool = False
 
 
 # --- forecast -----------------------------------------------------------------------------------------
@@ -140,12 +125,13 @@ def _call(network: UViT, x: Tensor, gamma: float | None, c: RegionalConfig, how:
     low, high = c.level_range
     level = None if gamma is None else x.new_full((len(x), 1), (gamma - low) / (high - low))
     labels = x.new_zeros(len(x), network.config.n_augment_hidden)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=how.bf16):
+    run = how.method(network)
+    with how.autocast(x.device):
         if how.recompute and torch.is_grad_enabled():
             same = network.training  # only dropout draws
-            out: Tensor = checkpoint(network, x, labels, level, use_reentrant=False, preserve_rng_state=same)
+            out: Tensor = checkpoint(run, x, labels, level, use_reentrant=False, preserve_rng_state=same)
         else:
-            out = network(x, labels, level)
+            out = run(x, labels, level)
     return out.to(x.dtype)
 
 

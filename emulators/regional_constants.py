@@ -1,87 +1,16 @@
-"""Constants of the regional sea-ice models from data: what normalises inputs, increments and residuals."""
+"""Constants of a regional sea-ice model of the residual: what normalises what a deterministic one lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from .gensim_files import ConfigError
 from .regional import Regional
-from .regional_files import RegionalConfig
 from .regional_scaling import encode, increment
-from .scaling import scaling_from
-from .state import Layout
-from .statistics import statistics_of
-from .stores import open_store
 from .windows import Windows
 
-__all__ = ["fitted", "residual_constants"]
-
-
-def fitted(
-    config: RegionalConfig,
-    layout: Layout,
-    forcing_layout: Layout,
-    stores: Sequence[Any],
-    *,
-    start: Any = None,
-    end: Any = None,
-    progress: bool = False,
-) -> RegionalConfig:
-    """A configuration with the inputs' means and standard deviations in the stores, and those of increments.
-
-    Args:
-        config: all else.
-        layout, forcing_layout: of the emulator.
-        stores: as for `windows_of`, with a record every step; several are pooled, by numbers of records and members.
-        start, end: first and last date of the period, of training; see `statistics_of`, which reads the stores once.
-        progress: show bars.
-
-    Returns:
-        With `input_mean`, `input_std`, and `std` of increments around their mean in each store, over ocean cells,
-        unweighted, added up in float64; `mean` is 0.
-
-    Raises SourceError for a variable that is missing, NaN in the ocean or never varies; StatisticsError for one
-    whose increments are all alike; ConfigError for records that are not one step apart.
-    """
-    names, dt = tuple(dict.fromkeys((*layout.names, *forcing_layout.names))), forcing_layout.interval
-    parts, records = [], []
-    for store in stores:
-        part = statistics_of(store, start=start, end=end, variables=names, progress=progress)
-        if part.attrs["interval"] != dt.total_seconds():
-            hours = part.attrs["interval"] / 3600
-            raise ConfigError(f"wanted records every {dt}, got one every {hours:g} hours; select every n-th record")
-        parts.append(part)
-        records.append((part.attrs["records"], open_store(store).sizes.get("member", 1)))
-    scaling = scaling_from(_pooled(parts, names, records), layout, forcing_layout)
-    n = layout.shape[0]
-    return replace(
-        config,
-        input_mean=_numbers(scaling.mean, scaling.forcing_mean),
-        input_std=_numbers(scaling.std, scaling.forcing_std),
-        mean=(0.0,) * n,
-        std=_numbers(scaling.increment),
-    )
-
-
-def _pooled(parts: list[xr.Dataset], names: tuple[str, ...], records: list[tuple[int, int]]) -> xr.Dataset:
-    """Statistics of all stores as of one."""
-    share = np.array([n * members for n, members in records], float)
-    steps = np.array([(n - 1) * members for n, members in records], float)
-    found = {}
-    for name in names:
-        mean, std, change = (np.array([float(p[f"{name}_{k}"]) for p in parts]) for k in ("mean", "std", "increment"))
-        middle = np.average(mean, weights=share)
-        found[f"{name}_mean"] = middle
-        found[f"{name}_std"] = np.sqrt(np.average(std**2 + (mean - middle) ** 2, weights=share))
-        found[f"{name}_increment"] = np.sqrt(np.average(change**2, weights=steps))
-    return xr.Dataset(found)
+__all__ = ["residual_constants"]
 
 
 def residual_constants(

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .diffusion import AdaptiveSchedule
 from .flow import stratified_times
-from .ice_patches import horizontal_flip, quarter_turn, vertical_flip
+from .ice_patches import moved
 from .losses import Dynamic, Task
 from .noise import Noise
 from .processes import Processes
@@ -130,10 +130,7 @@ def augmented(sample: Sample, flags: Tensor, vectors: bool = True) -> Sample:
     begins = ((drift, 0), (drift, states), (wind, 2 * states), (wind, 2 * states + forcings))
     follow = tuple((u + k, v + k) for (u, v), k in begins) if vectors else ()
     maps = [sample.states.flatten(1, 2), sample.forcings.flatten(1, 2)]
-    x = torch.cat(maps if sample.mask is None else [*maps, sample.mask.to(sample.states)], 1)
-    for move, done in zip((horizontal_flip, vertical_flip, quarter_turn), flags.T, strict=True):
-        if bool(done.any()):
-            x = torch.where(done.to(x.device)[:, None, None, None], move(x, follow), x)
+    x = moved(torch.cat(maps if sample.mask is None else [*maps, sample.mask.to(sample.states)], 1), flags, follow)
     return Sample(
         x[:, : 2 * states].reshape(sample.states.shape),
         x[:, 2 * states : 2 * (states + forcings)].reshape(sample.forcings.shape),
@@ -161,8 +158,7 @@ class _OneStep(Task):
         """See `Task`; no run goes on from where this ends, at the truth."""
         if horizon != 1:
             raise ValueError(f"{type(self.objective).__name__} is of single steps, got {horizon}")
-        how = self.emulator.running
-        with torch.autocast(start.device.type, torch.bfloat16, enabled=how.bf16):
+        with self.emulator.running.autocast(start.device):
             errors = self.errors(self.sample(batch, start, noise), batch.numbers, noise)
         return errors[None], batch.targets[0].detach()
 
@@ -185,9 +181,10 @@ class _OneStep(Task):
 
     def call(self, *given: Tensor) -> Tensor:
         """The network, without keeping its activations if that is wanted."""
+        run = self.emulator.running.method(self.network)
         if self.emulator.running.recompute and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(self.network, *given, use_reentrant=False))
-        return cast(Tensor, self.network(*given))
+            return cast(Tensor, checkpoint(run, *given, use_reentrant=False))
+        return run(*given)
 
 
 class _Increment(_OneStep):

@@ -1,43 +1,69 @@
-"""What comes with the package: for each embedded ocean a year's sample, and a small emulator trained on it.
+"""What comes with the package: for each embedded nature run a sample of it, and small emulators trained on it.
 
-Names are `globe` and `channel`. Each sample is a Zarr store in one zip file with states, forcing, grid,
-masks, the annual cycle and the statistics of the training run; each emulator is a safetensors file. Both
-are made by `python examples/train_embedded.py NAME`.
+`globe` and `channel` are oceans, `arctic` is sea ice. Each sample is a Zarr store in one zip file with states, forcing,
+grid and masks, for the oceans also the annual cycle and the statistics of the training run; each emulator is a
+safetensors file. They are made by `python examples/train_embedded.py NAME` and `python examples/train_ice.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Literal, TypeAlias, overload
 
 import torch
 import xarray as xr
 
 from .emulator import Climatology
+from .nature_ice import NatureIce, arctic
 from .nature_ocean import NatureOcean, channel, globe
+from .regional import Regional
 from .samudra import Samudra
 from .source import open_store
 from .state import Layout
 from .weights import load
 
-NAMES = ("globe", "channel")
+Ocean: TypeAlias = Literal["globe", "channel"]
+Ice: TypeAlias = Literal["arctic"]
+IceEmulator: TypeAlias = Literal["arctic", "arctic_deterministic"]
+
+OCEANS: tuple[Ocean, ...] = ("globe", "channel")
+EMULATORS = {"globe": "globe", "channel": "channel", "arctic": "arctic", "arctic_deterministic": "arctic"}
+_NATURES: dict[str, Callable[[], NatureOcean | NatureIce]] = {"globe": globe, "channel": channel, "arctic": arctic}
 
 
-def nature(name: str) -> NatureOcean:
-    """The embedded ocean itself: an emulator that is its own truth."""
-    return {"globe": globe, "channel": channel}[_known(name)]()
+@overload
+def nature(name: Ocean) -> NatureOcean: ...
+@overload
+def nature(name: Ice) -> NatureIce: ...
+@overload
+def nature(name: str) -> NatureOcean | NatureIce: ...
+def nature(name: str) -> NatureOcean | NatureIce:
+    """The embedded ocean or sea ice itself: an emulator that is its own truth."""
+    return _NATURES[_known(name, tuple(_NATURES))]()
 
 
-def emulator(name: str) -> Samudra:
-    """The small Samudra-family network trained on an embedded ocean, 5-day steps."""
-    loaded = load(_path(f"{_known(name)}.safetensors"))
-    assert isinstance(loaded, Samudra)
+@overload
+def emulator(name: Ocean) -> Samudra: ...
+@overload
+def emulator(name: IceEmulator) -> Regional: ...
+@overload
+def emulator(name: str) -> Samudra | Regional: ...
+def emulator(name: str) -> Samudra | Regional:
+    """A small network trained on an embedded nature run.
+
+    Of the Samudra family with 5-day steps for an ocean. For sea ice, 12-hour steps: "arctic" is a diffusion model,
+    "arctic_deterministic" a network of the same size that gives one forecast.
+    """
+    loaded = load(_path(f"{_known(name, tuple(EMULATORS))}.safetensors"))
+    assert isinstance(loaded, Samudra | Regional)
     return loaded
 
 
 def sample(name: str) -> xr.Dataset:
-    """Five-day records of an embedded ocean, opened lazily: states, forcing, grid and `*_annual_cycle`."""
-    return open_store(_path(f"{_known(name)}.zarr.zip"))
+    """Records of an embedded nature run, opened lazily: states, forcing, grid, and an ocean's `*_annual_cycle`."""
+    return open_store(_path(f"{_known(name, tuple(_NATURES))}.zarr.zip"))
 
 
 def climatology(name: str, layout: Layout) -> Climatology:
@@ -49,9 +75,9 @@ def climatology(name: str, layout: Layout) -> Climatology:
     return Climatology(layout, layout.interval, harmonics)
 
 
-def _known(name: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"no embedded ocean {name!r}; there are {' and '.join(NAMES)}")
+def _known(name: str, names: tuple[str, ...]) -> str:
+    if name not in names:
+        raise ValueError(f"nothing embedded is called {name!r}; there are {', '.join(names)}")
     return name
 
 

@@ -12,7 +12,7 @@ from .state import Layout
 
 
 class Trainable(Emulator, Protocol):
-    """An emulator around a network that can be trained: `Samudra`, `Regional`.
+    """An emulator around a network that can be trained: `Samudra`, `Regional`, `GenSIM`.
 
     Attributes:
         forcing_layout: of the forcing; there is some.

@@ -200,7 +200,7 @@ class _Run(Generic[E]):
         """One optimiser update; returns what is worth logging."""
         recipe, horizon, noise = self.recipe, self.recipe.horizon(n), self.noise.stream(str(n))
         for group in self.optimiser.param_groups:
-            group["lr"] = recipe.rate(n)
+            group["lr"] = recipe.rate(n, group.get("peak"))
         self.optimiser.zero_grad(set_to_none=True)
         parts = [part.to(self.device) for part in _cut(batch, recipe.accumulate)]
         errors, objective = torch.zeros_like(self.scale).repeat(self.original.stride), 0.0
@@ -251,6 +251,7 @@ class _Run(Generic[E]):
         total = windows.count(horizon, stride)
         chosen = [Place(k) for k in sorted({k * total // _VALIDATED for k in range(_VALIDATED)})]
         task = self.recipe.loss.task(self.original.with_network(self.average, recompute=False)).to(self.device).eval()
+        task.adopt(self.task)
         sums: Tensor | float = 0.0
         for place in chosen:
             batch = windows.batch([place], horizon, stride).to(self.device)

@@ -17,24 +17,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .checkpoint import CheckpointError, downloaded, sha256_of
-from .exports import FORMATS, described, restored
+from .exports import FORMATS, described, halved, restored
+from .gensim import GenSIM
 from .published import published
 from .regional import Regional
 from .samudra import Samudra
 from .trainable import Trainable
 
 
-def export(emulator: Trainable, path: str | Path, **provenance: Any) -> Path:
+def export(emulator: Trainable, path: str | Path, *, half: bool = False, **provenance: Any) -> Path:
     """Write an emulator as one safetensors file.
 
     Args:
-        emulator: to write, a `Samudra` or a `Regional`; how a `Regional` is run (`running`) is not kept.
+        emulator: to write, a `Samudra`, `Regional` or `GenSIM`; how sea ice is run (`running`) is not kept.
         path: of the file; its folder must exist, an existing file is replaced.
+        half: keep weights as float16, in half the space and with three digits; they are float32 again when loaded.
         provenance: kept in the header, e.g. `data="..."`, `command="..."`.
 
-    Raises TypeError for an emulator of another kind.
+    Raises TypeError for an emulator of another kind; ValueError for weights too large for float16.
     """
     header, tensors = described(emulator)
+    tensors = halved(tensors) if half else tensors
     header |= {"polynya": version("polynya"), "provenance": provenance}
     part = Path(f"{path}.part")  # an interrupted export leaves the file before it
     save_file(tensors, part, metadata={"polynya": json.dumps(header)})
@@ -53,7 +56,7 @@ def load(
     variables: Sequence[str] | None = None,
     forcing: Sequence[str] | None = None,
     **network: Any,
-) -> Samudra | Regional:
+) -> Samudra | Regional | GenSIM:
     """Load an emulator, ready to step.
 
     Args:

@@ -12,6 +12,7 @@ import torch
 
 from polynya.emulators import LayoutError, Noise, State
 from polynya.emulators import nature_ice as nature
+from polynya.emulators.nature_grid import plane
 from polynya.emulators.nature_ice_forcing import IceWeather
 
 START = cftime.datetime(1, 3, 1, calendar="360_day")
@@ -23,7 +24,7 @@ def sea(cells: int = 16, hours: int = 1, **numbers: float) -> nature.NatureIce:
     wet = np.zeros((cells, cells), bool)
     wet[1:-1, 1:-1] = True
     changed = replace(nature.IceParameters(gyre=0.0), **numbers)  # type: ignore[arg-type]
-    return nature.NatureIce(nature.plane(wet, 20e3), changed, timedelta(hours=hours))
+    return nature.NatureIce(plane(wet, 20e3), changed, timedelta(hours=hours))
 
 
 def driven(ice: nature.NatureIce, tas: float = 271.35, wind: tuple[float, float] = (0.0, 0.0)) -> State:

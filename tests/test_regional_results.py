@@ -18,7 +18,8 @@ from test_regional_training import DAY, KINDS, batch_of, emulator, layouts, trut
 from polynya.cli.info import describe
 from polynya.emulators import Noise, Persistence, State, StatisticsError, export, load, regional
 from polynya.emulators.checkpoint import CheckpointError
-from polynya.emulators.regional_constants import fitted, residual_constants
+from polynya.emulators.ice_constants import fitted
+from polynya.emulators.regional_constants import residual_constants
 from polynya.emulators.stores import SourceError
 from polynya.emulators.training import windows_of
 

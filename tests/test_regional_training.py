@@ -16,10 +16,10 @@ from test_training import KilledError, killed_after, same, under_torchrun
 from polynya.emulators import Field, Layout, Noise, Persistence, State, load, regional
 from polynya.emulators.diffusion import AdaptiveSchedule
 from polynya.emulators.flow import stratified_times
+from polynya.emulators.ice_constants import fitted
 from polynya.emulators.ice_patches import horizontal_flip, quarter_turn, vertical_flip
 from polynya.emulators.losses import Loss
 from polynya.emulators.processes import Processes
-from polynya.emulators.regional_constants import fitted
 from polynya.emulators.regional_loss import diffusion_loss, increment_loss
 from polynya.emulators.regional_objectives import Denoising, Increment, Sample, augmented
 from polynya.emulators.regional_scaling import encode
