@@ -41,7 +41,7 @@ def run(out: Path, *, members: int, days: int, overwrite: bool, console: Console
         {
             "command": f"polynya demo --members {members} --days {days}",
             "versions": {p: version(p) for p in ("polynya", "torch", "numpy", "xarray", "zarr", "gsw")},
-            "emulators": {n: repr(samples.emulator(n)) for n in samples.NAMES},
+            "emulators": {n: repr(samples.emulator(n)) for n in samples.OCEANS},
             "stores": "each holds its own provenance: polynya info STORE",
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from ..diagnostics.figures import bars, maps, series, spectra
 from ..emulators import Noise, Source, State, samples
 from ..ensembles import record, rollout, states_of
 
-NAME = "channel"
+NAME: Final = "channel"
 MEMBERS = 24
 CYCLES = 30
 NETWORK = (

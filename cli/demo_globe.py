@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -30,7 +31,7 @@ from ..emulators.nature_forcing import Warming
 from ..emulators.nature_ocean import NatureOcean
 from ..ensembles import Correlated, hindcasts, perturb, rollout, verifying
 
-NAME = "globe"
+NAME: Final = "globe"
 TRUTH = 100  # the member number, and so the weather, of the nature runs
 BANDS = {"0-300 m": (0.0, 300.0), "300-700 m": (300.0, 700.0), "700-2000 m": (700.0, 2000.0)}
 JUMP = 2.0  # K

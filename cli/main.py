@@ -63,6 +63,29 @@ def stats(
 
 
 @app.command()
+def run(
+    emulator: Annotated[str, typer.Argument(help="A file, or one that comes along: globe, channel, arctic.")],
+    out: Annotated[Path, typer.Argument(help="Zarr store to write.")],
+    days: Annotated[float, typer.Option(min=0, help="Length of the run.")] = 360,
+    members: Annotated[int, typer.Option(min=1, help="Members, each with noise and weather of its own.")] = 1,
+    state: Annotated[Path | None, typer.Option(help="A Zarr store with the initial state.")] = None,
+    date: Annotated[str | None, typer.Option(help="Date of the initial state. Default: the last one.")] = None,
+    forcing: Annotated[Path | None, typer.Option(help="A Zarr store with the forcing.")] = None,
+    seed: Annotated[int, typer.Option(help="Of noise and weather.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda.")] = "cpu",
+    resume: Annotated[bool, typer.Option(help="Continue a run that was cut short, or lengthen it.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace OUT.")] = False,
+) -> None:
+    """Roll out an ensemble of an emulator for days or years, and record it."""
+    from .run import Begin, run
+
+    given = {"days": days, "members": members, "seed": seed, "device": device}
+    how = {"resume": resume, "overwrite": overwrite, "console": console}
+    run(emulator, out, Begin(state, date), forcing=forcing, **given, **how)  # type: ignore[arg-type]
+    console.print(f"The run is at [bold]{escape(str(out.resolve()))}[/bold]", soft_wrap=True)
+
+
+@app.command()
 def steps(
     emulator: Annotated[Path, typer.Argument(help="A generative sea-ice emulator's file.")],
     store: Annotated[Path, typer.Argument(help="A Zarr store with its states, of dates it was not trained on.")],

@@ -111,20 +111,25 @@ def write_sample(dataset: xr.Dataset, emulator: Samudra, cycle: torch.Tensor, pa
     for key in ("mean", "std", "increment"):
         last[f"statistics_{key}"] = ("channel", getattr(emulator.scaling, key).numpy())
     last = last.assign_coords(channel=("channel", labels), harmonic=("harmonic", ["mean", "cosine", "sine"]))
-    for name in last.data_vars:
-        if last[name].dtype == np.float32 and last[name].ndim > 2:
-            last[name].data = bit_rounded(last[name].values, 12)
-        last[name].encoding.clear()
     last.attrs["title"] = (
         f"sample of the embedded ocean, made by: python examples/train_embedded.py {path.stem.split('.')[0]}"
     )
-    last.attrs["status"] = "complete"
+    zipped(last, path)
+
+
+def zipped(dataset: xr.Dataset, path: Path) -> None:
+    """Write a dataset in memory as one zip, its maps with 12 significant bits."""
+    for name in dataset.data_vars:
+        if dataset[name].dtype == np.float32 and dataset[name].ndim > 2:
+            dataset[name].data = bit_rounded(dataset[name].values, 12)
+        dataset[name].encoding.clear()
+    dataset.attrs["status"] = "complete"
     path.unlink(missing_ok=True)
     codec = BloscCodec(cname="zstd", clevel=9, shuffle="bitshuffle")
-    encoding = {n: {"compressors": [codec]} for n, v in last.data_vars.items() if v.ndim > 2}
+    encoding = {n: {"compressors": [codec]} for n, v in dataset.data_vars.items() if v.ndim > 2}
     with ZipStore(path, mode="w") as store:
-        last.to_zarr(store, encoding=encoding, zarr_format=3, consolidated=False)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {records} records")
+        dataset.to_zarr(store, encoding=encoding, zarr_format=3, consolidated=False)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {dataset.sizes['time']} records")
 
 
 def bit_rounded(values: np.ndarray, keep: int) -> np.ndarray:
@@ -160,7 +165,7 @@ def windows(pairs: list[Pair]) -> Windows:
 def main() -> None:
     """Run every part for one ocean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=samples.NAMES)
+    parser.add_argument("name", choices=samples.OCEANS)
     parser.add_argument("--work", type=Path, default=Path(".work"), help="where the nature runs go (1.5 GB)")
     parser.add_argument("--out", type=Path, default=Path("emulators/embedded"))
     parser.add_argument("--years", type=int, default=None, help="length of each training run")

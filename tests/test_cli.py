@@ -13,6 +13,8 @@ from small import random_state, small_layout
 
 from polynya.cli import main as cli
 from polynya.cli.info import describe
+from polynya.cli.run import Begin
+from polynya.cli.run import run as run_emulator
 from polynya.emulators import SourceError, StoreExistsError, open_statistics, open_store
 from polynya.ensembles import record
 
@@ -123,3 +125,19 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         cli.app(["--help"])
     shown = capsys.readouterr().out
     assert all(command in shown for command in ("demo", "info", "stats"))
+
+
+def test_a_run_is_continued_to_the_same_bits(tmp_path: Path) -> None:
+    given = {"forcing": None, "members": 2, "seed": 3, "device": "cpu", "overwrite": False}
+    given["console"] = Console(quiet=True)
+    whole = run_emulator("channel", tmp_path / "whole.zarr", Begin(), days=15, resume=False, **given)
+    run_emulator("channel", tmp_path / "parts.zarr", Begin(), days=5, resume=False, **given)
+    parts = run_emulator("channel", tmp_path / "parts.zarr", Begin(), days=15, resume=True, **given)
+    assert whole.sizes["time"] == 4 and whole.sizes["member"] == 2
+    assert whole.zos.identical(parts.zos)
+
+
+def test_a_run_of_an_unknown_emulator_says_what_it_needs(tmp_path: Path) -> None:
+    given = {"forcing": None, "members": 1, "seed": 0, "device": "cpu", "resume": False, "overwrite": False}
+    with pytest.raises(ValueError, match="--state STORE --forcing STORE"):
+        run_emulator("mine.safetensors", tmp_path / "x.zarr", Begin(), days=1, console=Console(quiet=True), **given)

@@ -14,7 +14,7 @@ from polynya.emulators import Noise, Persistence, Source, samples
 from polynya.ensembles import hindcasts, trajectory, verifying
 
 
-@pytest.fixture(scope="module", params=samples.NAMES)
+@pytest.fixture(scope="module", params=samples.OCEANS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -73,5 +73,5 @@ def test_a_rollout_keeps_its_variance(name: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="no embedded ocean 'moon'; there are globe and channel"):
+    with pytest.raises(ValueError, match="nothing embedded is called 'moon'; there are globe, channel, arctic"):
         samples.nature("moon")

@@ -1,0 +1,103 @@
+"""Make the embedded sea ice's sample and train its two small emulators: the whole path from truth to weights.
+
+    python examples/train_ice.py                       # nature run 20 minutes on one core, training an hour each
+    python examples/train_ice.py --only diffusion      # one of the two
+
+Writes arctic.zarr.zip, arctic.safetensors (generative) and arctic_deterministic.safetensors, the files in
+emulators/embedded/. Every part can be killed and run again. To train on your own data, replace `nature_run` by the path
+of a store with a record every twelve hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import cftime
+import torch
+import xarray as xr
+from train_embedded import zipped
+
+from polynya.emulators import Field, Layout, Noise, Regional, RegionalConfig, Source, export, layout_of, open_store
+from polynya.emulators.ice_constants import fitted
+from polynya.emulators.nature_ice import STATES, arctic
+from polynya.emulators.regional_objectives import Denoising, Increment
+from polynya.emulators.training import Recipe, parameters, train, windows_of
+from polynya.emulators.uvit import UViTConfig
+from polynya.ensembles import rollout
+
+YEAR = 720  # records
+TRAINING, VALIDATION = slice(0, 8), slice(9, 9)  # members; 10 and 11 are never trained on
+FORCING = ("tas", "huss", "uas", "vas")
+SIZE = {
+    "n_features": 32, "channel_mul": (2, 3, 4), "n_embedding": 64, "n_heads": 4, "mult": 2,
+    "dropout_attn": 0.0, "dropout_mlp": 0.0,
+}  # fmt: skip
+OBJECTIVES = {"diffusion": Denoising(augment=False), "deterministic": Increment(augment=False)}
+FILES = {"diffusion": "arctic", "deterministic": "arctic_deterministic"}
+
+
+def nature_run(work: Path, members: int = 12) -> Path:
+    """Ten months from even ice, each member under its own weather, which are thrown away; then seventeen to keep."""
+    ice, noise = replace(arctic(), compiled=True), Noise(30)
+    weather = ice.forcing(noise.stream("weather"))
+    state = ice.at_rest(cftime.datetime(1, 1, 1, calendar="360_day"), tuple(range(members)))
+    spun = rollout(ice, state, weather, steps=600, store=work / "ice_spin.zarr", resume=True, progress=True)
+    state = Source.open(spun, ice.layout).state(members=state.members)
+    store = work / "ice_run.zarr"
+    rollout(ice, state, weather, steps=1020, store=store, with_forcing=True, resume=True, progress=True)
+    return store
+
+
+def untrained(dataset: xr.Dataset, kind: str) -> Regional:
+    """A network of either kind, of one size, with the constants of the training data."""
+    layout = layout_of(dataset, STATES)
+    forcing = Layout(tuple(Field(n) for n in FORCING), layout.grid, (0, 1), layout.interval)
+    sizes = {
+        "deterministic": UViTConfig(n_input=14, **SIZE),  # type: ignore[arg-type]
+        "diffusion": UViTConfig(n_input=19, n_time_hidden=64, **SIZE),  # type: ignore[arg-type]
+    }
+    config = fitted(RegionalConfig(**sizes, sees_mask=True), layout, forcing, [dataset])  # type: ignore[arg-type]
+    emulator = Regional.untrained(layout, forcing, config, kind)  # type: ignore[arg-type]
+    emulator.network.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    return emulator
+
+
+def write_sample(dataset: xr.Dataset, path: Path, records: int = 60) -> None:
+    """The first month of a member that was never trained on, in winter."""
+    names = [*arctic().layout.names, *FORCING]
+    part = dataset[names].isel(member=-1, time=slice(records)).drop_vars("member").load()
+    part.attrs["title"] = "sample of the embedded sea ice, made by: python examples/train_ice.py"
+    zipped(part, path)
+
+
+def main() -> None:
+    """Run every part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path(".work"), help="where the nature run goes (1 GB)")
+    parser.add_argument("--out", type=Path, default=Path("emulators/embedded"))
+    parser.add_argument("--updates", type=int, default=3000)
+    parser.add_argument("--only", choices=tuple(OBJECTIVES))
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    dataset = open_store(nature_run(given.work))
+    write_sample(dataset, given.out / "arctic.zarr.zip")
+    for kind in [given.only] if given.only else OBJECTIVES:
+        training = dataset.sel(member=TRAINING)
+        emulator = untrained(training, kind)
+        print(f"{kind}: {parameters(emulator.network)} parameters")
+        windows = windows_of(emulator, [training], in_memory=True)
+        validation = windows_of(emulator, [dataset.sel(member=VALIDATION)])
+        recipe = Recipe(
+            given.updates, batch=16, steps=(1,), loss=OBJECTIVES[kind], learning_rate=1e-3, warmup=0.05,
+            weight_decay=0.01,
+        )  # fmt: skip
+        trained = train(emulator, windows, recipe, folder=given.work / f"ice_{kind}", resume=True,
+                        validation=validation, progress=True)  # fmt: skip
+        command = f"python examples/train_ice.py --updates {given.updates}"
+        export(trained, given.out / f"{FILES[kind]}.safetensors", command=command, half=True)
+
+
+if __name__ == "__main__":
+    main()
