@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..emulators import Draws, Layout, State
+from .bounded import Space
 
 
 class Perturbation(Protocol):
@@ -42,7 +43,7 @@ class Correlated:
 
     White noise over wet cells is averaged with Gaussian weights exp(-r²/2L²) along both axes and divided
     by the root sum of squares of the weights that fell on water, so coasts keep full variance. Correlation
-    follows the axes and may cross narrow land (an exact, coast-aware operator costs a solve per draw).
+    follows the axes and may cross narrow land; that of `Diffused` does not, for a few solves per draw.
 
     Attributes:
         length: L, in m.
@@ -60,7 +61,7 @@ class Correlated:
         for slot in range(len(layout.slots)):
             for f in layout.fields:
                 channels = layout.channels(f.name, slot)
-                vertical = torch.from_numpy(_vertical(layout, f.channels, self.depth)).float()
+                vertical = torch.from_numpy(vertical_weights(layout, f.channels, self.depth)).float()
                 wet = layout.mask[channels].float()
                 norm = torch.sqrt(_smooth(wet, across**2, along**2, vertical**2)).clamp(min=1e-12)
                 for row, fields in enumerate(white):  # member by member: bits must not depend on the batch
@@ -87,7 +88,8 @@ def _weights(layout: Layout, length: float) -> tuple[np.ndarray, np.ndarray]:
     return across, np.exp(-0.5 * (apart * scale) ** 2)
 
 
-def _vertical(layout: Layout, levels: int, depth: float) -> np.ndarray:
+def vertical_weights(layout: Layout, levels: int, depth: float) -> np.ndarray:
+    """Gaussian weights between levels, (level, level): the identity for surface fields or a `depth` of 0 m."""
     if levels == 1 or depth <= 0 or "lev" not in layout.grid.coords:
         return np.eye(levels)
     lev = layout.grid["lev"].values[:levels]
@@ -102,6 +104,7 @@ def perturb(
     noise: Draws,
     kind: Perturbation = White(),
     scale: Mapping[str, Sequence[float]] | None = None,
+    space: Mapping[str, Space] | None = None,
 ) -> State:
     """An ensemble around a state.
 
@@ -111,9 +114,14 @@ def perturb(
         amplitude: standard deviation per variable in its own unit, e.g. `{"thetao": 0.1}` (variables not
             named are left alone); or one number in units of `scale` for every variable of it.
         noise: of the experiment.
-        kind: `White()` or `Correlated(length, depth)`.
+        kind: what is drawn: `White()`, `Correlated(length, depth)`, `Diffused(length, depth)`, ...
         scale: standard deviation per variable and level, e.g. `emulator.scale` or the background spread;
             amplitudes are multiplied by it.
+        space: where bounded variables are displaced, e.g. `ICE`; their amplitudes are standard deviations there,
+            without unit: 0.1 of `Log()` is 10 %. Variables without one, and those not perturbed, are left alone.
+
+    The same noise gives the same draws, whatever the state, the amplitudes and the forcing that follow: experiments
+    that share it differ by what was changed and not by chance (common random numbers).
 
     Raises ValueError for an amplitude of a variable that is not in the state, or a number without `scale`.
     """
@@ -139,4 +147,11 @@ def perturb(
             factor = torch.tensor(scale[name], dtype=torch.float32) if scale else torch.ones(1)
             size[layout.channels(name, slot)] = value * factor
     drawn = kind.draw(layout, numbers, state.time, noise.stream("perturb")).to(ensemble.data)
-    return ensemble.replace(data=ensemble.data + drawn * size.to(ensemble.data)[:, None, None])
+    by = drawn * size.to(ensemble.data)[:, None, None]
+    data = ensemble.data + by
+    for name in (n for n in space or {} if n in amplitude):
+        for slot in range(len(layout.slots)):
+            c = layout.channels(name, slot)
+            wet, moved = layout.mask[c].to(by.device), data[:, c]
+            moved[:, wet] = (space or {})[name].move(ensemble.data[:, c][:, wet], by[:, c][:, wet])
+    return ensemble.replace(data=data)

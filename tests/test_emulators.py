@@ -28,6 +28,7 @@ from polynya.emulators import (
 from polynya.emulators import nature_ocean as nature
 from polynya.emulators.samudra import NetworkConfig, SamudraNet
 from polynya.emulators.scaling import Scaling
+from polynya.ensembles import Several, StochasticTendencies, White
 
 Case = tuple[Emulator, State, Callable[[State], State | None]]
 
@@ -97,6 +98,8 @@ def cases() -> dict[str, Callable[[], Case]]:
         "corrected": lambda: small_case(Corrected(network_emulator(), Bounds({"thetao": (-1.0, 1.0)})), layout),
         "samudra": lambda: small_case(network_emulator(), layout),
         "samudra, two slots": lambda: small_case(network_emulator((-1, 0), False), small_layout((-1, 0))),
+        "several": lambda: small_case(Several((network_emulator(), network_emulator())), layout),
+        "stochastic": lambda: small_case(StochasticTendencies(network_emulator(), White()), layout),
         "globe": lambda: nature_case(nature.globe()),
         "channel": lambda: nature_case(nature.channel()),
         "arctic": ice_case,
@@ -154,8 +157,10 @@ def test_float64_in_float64_out(case: Case) -> None:
 
 def in_double(emulator: Emulator) -> Emulator:
     """The emulator with its network, if it has one, in float64."""
-    if isinstance(emulator, Corrected):
+    if isinstance(emulator, Corrected | StochasticTendencies):
         return replace(emulator, emulator=in_double(emulator.emulator))
+    if isinstance(emulator, Several):
+        return Several(tuple(in_double(e) for e in emulator.emulators))
     return replace(emulator, network=_double(emulator.network)) if isinstance(emulator, Samudra) else emulator
 
 
