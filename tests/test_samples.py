@@ -75,3 +75,32 @@ def test_a_rollout_keeps_its_variance(name: str) -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="nothing embedded is called 'moon'; there are globe, channel, arctic"):
         samples.nature("moon")
+
+
+def test_the_embedded_sea_ice_starts_and_is_forecast_from_its_sample() -> None:
+    """Four members and the deterministic emulator, two days from a date of the sample, unseen in training."""
+    dataset, ice = samples.sample("arctic"), samples.nature("arctic")
+    assert np.array_equal(dataset["wetmask"].values, ice.grid["wetmask"].values)
+    assert "examples/train_ice.py" in dataset.attrs["title"]
+    Source.open(dataset, ice.layout).state()
+    generative, single = samples.emulator("arctic"), samples.emulator("arctic_deterministic")
+    assert (generative.kind != "deterministic", single.kind) == (True, "deterministic")
+    source, forcing = Source.open(dataset, single.layout), Source.open(dataset, single.forcing_layout)
+    start, later = source.times[20], source.times[24]
+    truth, wet = source.state(later).data[0], single.layout.mask[0]
+    scale = torch.tensor(single.config.std)
+
+    def error(data: torch.Tensor) -> float:
+        return float(((data - truth)[:, wet] / scale[:, None]).square().mean().sqrt())
+
+    with torch.no_grad():
+        ensemble = [*islice(trajectory(generative, source.state(start, range(4)), forcing, Noise(1)), 5)]
+        alone = [*islice(trajectory(generative, source.state(start, (2,)), forcing, Noise(1)), 5)]
+        one = [*islice(trajectory(single, source.state(start), forcing), 5)]
+    for state in (*ensemble, *one):
+        for name, high in (("sithick", 20.0), ("siconc", 1.0), ("sidamage", 1.0)):
+            assert float(state[name].min()) >= 0.0 and float(state[name].max()) <= high, name
+    assert torch.equal(alone[-1].data[0], ensemble[-1].data[2])
+    persistence = error(source.state(start).data[0])
+    assert error(one[-1].data[0]) < 0.8 * persistence
+    assert error(ensemble[-1].data.mean(0)) < 0.8 * persistence
