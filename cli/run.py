@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from ..emulators import Forcing, Noise, Source, load, open_store, samples
+from ..emulators import Forcing, Noise, Source, StoreExistsError, load, open_store, samples
 from ..emulators.trainable import Trainable
 from ..ensembles import rollout
 
@@ -51,13 +51,20 @@ def run(
         resume, overwrite: see `rollout`.
         console: where the progress bar and the result go.
 
-    Raises ValueError if it is not said where state and forcing come from; else what `rollout` raises.
+    Raises StoreExistsError or FileNotFoundError before anything is read; ValueError if it is not said where state and
+    forcing come from; else what `rollout` raises.
     """
+    if out.exists() and not (resume or overwrite):
+        raise StoreExistsError(f"{out} exists; nothing was written. Pass --resume to go on with it, or --overwrite")
     embedded = emulator in samples.EMULATORS
+    if not embedded and not Path(emulator).exists():
+        raise FileNotFoundError(
+            f"no emulator at {emulator}; give a file, or one that comes along: {', '.join(samples.EMULATORS)}"
+        )
     if not embedded and (begin.store is None or forcing is None):
         raise ValueError(
-            f"{emulator} is not one of the emulators that come with the package ({', '.join(samples.EMULATORS)}), so "
-            "say where its initial state and its forcing come from: --state STORE --forcing STORE"
+            f"say where initial state and forcing of {emulator} come from: --state STORE --forcing STORE; only the "
+            f"emulators that come along ({', '.join(samples.EMULATORS)}) bring theirs"
         )
     model: Trainable = samples.emulator(emulator) if embedded else load(emulator)
     model = model.with_network(model.network.to(device)) if device != "cpu" else model

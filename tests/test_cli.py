@@ -139,5 +139,12 @@ def test_a_run_is_continued_to_the_same_bits(tmp_path: Path) -> None:
 
 def test_a_run_of_an_unknown_emulator_says_what_it_needs(tmp_path: Path) -> None:
     given = {"forcing": None, "members": 1, "seed": 0, "device": "cpu", "resume": False, "overwrite": False}
+    given["console"] = Console(quiet=True)
+    mine = tmp_path / "mine.safetensors"
+    with pytest.raises(FileNotFoundError, match="one that comes along: globe, channel, arctic"):
+        run_emulator(str(mine), tmp_path / "x.zarr", Begin(), days=1, **given)
+    mine.touch()
     with pytest.raises(ValueError, match="--state STORE --forcing STORE"):
-        run_emulator("mine.safetensors", tmp_path / "x.zarr", Begin(), days=1, console=Console(quiet=True), **given)
+        run_emulator(str(mine), tmp_path / "x.zarr", Begin(), days=1, **given)
+    with pytest.raises(StoreExistsError, match="--resume"):
+        run_emulator("channel", tmp_path, Begin(), days=1, **given)
