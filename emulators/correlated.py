@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import torch
 from torch import Tensor
 
-from .emulator import Bounds, Emulator
+from .emulator import Bounds, Wrapped
 from .noise import Draws
-from .state import Layout, LayoutError, State
+from .state import LayoutError, State
 
 __all__ = ["CorrelatedNoise", "amplitude_of", "correlated", "factor_of", "periodic_part"]
 
@@ -100,7 +99,7 @@ def correlated(xi: Tensor, amplitude: Tensor, factor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class CorrelatedNoise:
+class CorrelatedNoise(Wrapped):
     """An emulator whose every step is followed by correlated noise; an `Emulator`.
 
     Noise is drawn of the stream "correlated", (member, channel, y, x) at the time a step starts from.
@@ -116,7 +115,6 @@ class CorrelatedNoise:
         LayoutError: for amplitudes or factors of other channels or another grid.
     """
 
-    emulator: Emulator
     amplitude: Tensor = field(repr=False)
     factor: Tensor
     mean: Tensor | None = None
@@ -131,21 +129,6 @@ class CorrelatedNoise:
                 f"CorrelatedNoise: wanted one time slot, and amplitude, factor and mean of {wanted}, got slots "
                 f"{self.layout.slots} and {got}; make them by `amplitude_of` and `factor_of` on this grid"
             )
-
-    @property
-    def layout(self) -> Layout:
-        """Of the deterministic emulator."""
-        return self.emulator.layout
-
-    @property
-    def forcing_layout(self) -> Layout | None:
-        """Of the deterministic emulator."""
-        return self.emulator.forcing_layout
-
-    @property
-    def dt(self) -> timedelta:
-        """Of the deterministic emulator."""
-        return self.emulator.dt
 
     def step(self, state: State, forcing: State | None, noise: Draws) -> State:
         """One step of the deterministic emulator, with noise, within bounds; land stays 0."""

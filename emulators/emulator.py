@@ -72,11 +72,10 @@ class Correction(Protocol):
 
 
 @dataclass(frozen=True)
-class Corrected:
-    """An emulator whose every step is followed by a correction, e.g. `Corrected(emulator, Bounds(...))`."""
+class Wrapped:
+    """What every emulator around another one has in common: layouts and step length are those of the one inside."""
 
     emulator: Emulator
-    correction: Correction
 
     @property
     def layout(self) -> Layout:
@@ -92,6 +91,13 @@ class Corrected:
     def dt(self) -> timedelta:
         """Of the wrapped emulator."""
         return self.emulator.dt
+
+
+@dataclass(frozen=True)
+class Corrected(Wrapped):
+    """An emulator whose every step is followed by a correction, e.g. `Corrected(emulator, Bounds(...))`."""
+
+    correction: Correction
 
     def step(self, state: State, forcing: State | None, noise: Draws) -> State:
         """One step of the wrapped emulator, corrected."""

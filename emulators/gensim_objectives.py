@@ -21,7 +21,7 @@ from .flow import stratified_times
 from .gensim import DEGREE_DAYS, FORCINGS, STATES, GenSIM
 from .gensim_loss import flow_errors
 from .ice_patches import corners, cut_patch, moved
-from .losses import Dynamic, Task
+from .losses import SingleStep, Task
 from .noise import Noise
 from .trainable import Trainable
 from .transformer import LogScale, weight_decay_groups
@@ -31,7 +31,7 @@ __all__ = ["CensoredFlow", "Sample", "grid_axes"]
 
 
 @dataclass(frozen=True)
-class CensoredFlow:
+class CensoredFlow(SingleStep):
     """The censored likelihood of GenSIM's flow; an `Objective`.
 
     The scale of its errors is learnt beside the network, by a `LogScale` that belongs to the task, whose weights do not
@@ -71,21 +71,6 @@ class CensoredFlow:
             )
         if not 0 <= self.least_ocean < 1:
             raise ValueError(f"least_ocean is a share that can be exceeded, 0 to below 1, got {self.least_ocean}")
-
-    @property
-    def members(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def dynamic(self) -> Dynamic | None:
-        """None: the learnt scale balances variables."""
-        return None
-
-    @property
-    def one_step(self) -> bool:
-        """Yes."""
-        return True
 
     def task(self, emulator: Trainable) -> Task:
         """The module that computes it; ValueError for another emulator, or a map without ocean."""

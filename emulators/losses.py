@@ -135,6 +135,25 @@ class Objective(Protocol):
         ...
 
 
+class SingleStep:
+    """What objectives of one step and one member per window have in common."""
+
+    @property
+    def members(self) -> int:
+        """One."""
+        return 1
+
+    @property
+    def dynamic(self) -> Dynamic | None:
+        """None: such an objective balances channels itself."""
+        return None
+
+    @property
+    def one_step(self) -> bool:
+        """Yes."""
+        return True
+
+
 @dataclass(frozen=True)
 class Loss:
     """How a prediction's error is measured, per channel.

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .diffusion import AdaptiveSchedule
 from .flow import stratified_times
 from .ice_patches import moved
-from .losses import Dynamic, Task
+from .losses import SingleStep, Task
 from .noise import Noise
 from .processes import Processes
 from .regional import FORCINGS, STATES, Regional
@@ -30,7 +30,7 @@ __all__ = ["Denoising", "Increment", "Sample", "augmented"]
 
 
 @dataclass(frozen=True)
-class _Single:
+class _Single(SingleStep):
     """An objective of single steps and members.
 
     Attributes:
@@ -41,21 +41,6 @@ class _Single:
 
     augment: bool = True
     vectors: bool = True
-
-    @property
-    def members(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def dynamic(self) -> Dynamic | None:
-        """None: channels are in units of their own change."""
-        return None
-
-    @property
-    def one_step(self) -> bool:
-        """Yes."""
-        return True
 
     def _checked(self, emulator: Trainable, kinds: tuple[str, ...]) -> Regional:
         """The emulator, if it is one of these kinds, and its labels serve."""

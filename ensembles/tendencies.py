@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 
 import cftime
@@ -20,7 +19,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ..emulators import Draws, Emulator, Field, Layout, State
+from ..emulators import Draws, Field, Layout, State
+from ..emulators.emulator import Wrapped
 from ..emulators.grids import EARTH_RADIUS
 from .metric import on_sphere
 from .perturb import Perturbation
@@ -29,7 +29,7 @@ __all__ = ["StochasticTendencies", "coast_distance"]
 
 
 @dataclass(frozen=True)
-class StochasticTendencies:
+class StochasticTendencies(Wrapped):
     """An emulator with stochastic tendencies; an `Emulator`.
 
     Noise is drawn of the stream "tendencies" for the time a step starts from: r is a function of (noise, member, time).
@@ -45,7 +45,6 @@ class StochasticTendencies:
     Raises ValueError unless amplitude >= 0, 0 < limit < 1 and coast >= 0.
     """
 
-    emulator: Emulator
     kind: Perturbation
     amplitude: float = 0.3
     limit: float = 0.9
@@ -57,21 +56,6 @@ class StochasticTendencies:
                 f"wanted amplitude >= 0, 0 < limit < 1 and coast >= 0, got {self.amplitude}, {self.limit} and "
                 f"{self.coast}"
             )
-
-    @property
-    def layout(self) -> Layout:
-        """Of the wrapped emulator."""
-        return self.emulator.layout
-
-    @property
-    def forcing_layout(self) -> Layout | None:
-        """Of the wrapped emulator."""
-        return self.emulator.forcing_layout
-
-    @property
-    def dt(self) -> timedelta:
-        """Of the wrapped emulator."""
-        return self.emulator.dt
 
     def factor(self, members: Sequence[int], time: cftime.datetime, noise: Draws) -> Tensor:
         """r of the step that starts at `time`, (member, 1, y, x), float32; 0 on land."""
