@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from ..emulators import Draws, Emulator, Forcing, State
 from ..ensembles import trajectory
-from ..ensembles.record import shifted
+from ..ensembles.dates import shifted
 from .observations import ObservationError, Observations
 from .operators import newest
 

@@ -58,6 +58,15 @@ VARIABLES: dict[str, Variable] = {
     "fdd_year": Variable("K", "", "mean freezing degree days of the last year"),
 }
 
+# What values can be on Earth, in the units of the table: of numbers packed into 16 bits and of histograms.
+RANGES: dict[str, tuple[float, float]] = {
+    "thetao": (-3.0, 40.0), "so": (0.0, 45.0), "uo": (-4.0, 4.0), "vo": (-4.0, 4.0), "zos": (-5.0, 5.0),
+    "tos": (-3.0, 40.0), "tauuo": (-10.0, 10.0), "tauvo": (-10.0, 10.0), "hfds": (-3000.0, 2000.0),
+    "siconc": (0.0, 1.0), "sithick": (0.0, 30.0), "siu": (-3.0, 3.0), "siv": (-3.0, 3.0), "sisnthick": (0.0, 5.0),
+    "sidamage": (0.0, 1.0), "tas": (180.0, 340.0), "huss": (0.0, 0.05), "tdps": (180.0, 320.0),
+    "ps": (40000.0, 110000.0), "uas": (-100.0, 100.0), "vas": (-100.0, 100.0),
+}  # fmt: skip
+
 GRID_ATTRS: dict[str, dict[str, str]] = {
     "lat": {"units": "degrees_north", "standard_name": "latitude"},
     "lon": {"units": "degrees_east", "standard_name": "longitude"},

@@ -187,9 +187,12 @@ def _values(part: xr.Variable) -> NDArray[Any]:
 
 
 def _chunked(array: xr.DataArray) -> xr.DataArray:
-    """A variable that is still unread in the chunks of its store."""
-    unread = array.chunks is None and not array._in_memory
-    return array.chunk(array.encoding.get("preferred_chunks", {})) if unread else array
+    """A variable that is still unread in the shards of its store: one task a file; in its chunks if it has none."""
+    if array.chunks is not None or array._in_memory:
+        return array
+    shards = array.encoding.get("shards")
+    files = dict(zip(array.dims, shards, strict=True)) if shards else array.encoding.get("preferred_chunks", {})
+    return array.chunk(files)
 
 
 def _with_grid(dataset: xr.Dataset) -> xr.Dataset:

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from ..emulators import Draws, Emulator, Forcing, State
-from .record import slot_times
+from .dates import slot_times
 from .rollout import trajectory
 
 

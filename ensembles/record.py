@@ -1,40 +1,127 @@
-"""Streaming States to a Zarr 3 store: whole shards, CF names, member numbers, provenance.
+"""Streaming States to a store, as they come: whole shards, CF names, member numbers, provenance.
 
-A store grows by one shard per variable and time, the shard holding every member. Its `time` coordinate
-is written after the values, and its `status` becomes `complete` only at the end: a run that is killed
-leaves a store that says so, and `rollout(..., resume=True)` continues it. Inner chunks hold several
-members (2-8 MB) and are packed with Blosc LZ4 and shuffle, which costs a quarter of Zarr's default codec.
+`Recorder` takes the states of one block of members; `record` is for states that come from anywhere, `rollout` for runs
+that can be resumed. Values are packed and written by another thread while the next state is computed.
 """
 
 from __future__ import annotations
 
-import json
 import platform
-import shutil
-import warnings
+import time as clock
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import cftime
-import numpy as np
 import torch
 import xarray as xr
-import zarr
 from rich.progress import track
-from zarr.codecs import BloscCodec
+from torch import Tensor
 
-from ..emulators import Forcing, Source, State, StoreExistsError, attributes, open_store
-from ..emulators.state import MEMBER_ATTRS, Field, Layout
+from ..emulators import Forcing, Source, State, StoreExistsError, open_store
+from ..emulators.state import Layout
+from .block import Block
+from .dates import slot_times
+from .durable import Background
+from .output import Output, Selection
+from .recording import Recording, numbers_of, whole
 
-_TIME_UNITS = "seconds since 0001-01-01 00:00:00"
-_CHUNK_BYTES = 4e6
-_CODEC = BloscCodec(cname="lz4", clevel=1, shuffle="shuffle")
+__all__ = ["Recorder", "StoreExistsError", "made_by", "record", "recorded", "states_of"]
+
+_COMMIT_SECONDS = 10.0
 
 
-__all__ = ["StoreExistsError", "record", "recorded", "reopen", "shifted", "slot_times", "states_of"]
+class Recorder:
+    """Takes the states of a block of members, in order of time, and has what is kept of them written.
+
+    Args:
+        block: where they go.
+        background: the thread that writes.
+        output: what is kept.
+        selection: of the states; with the second, of the forcing that is recorded beside them.
+        forcing: what is recorded beside the states.
+        dates: a `Source` that dates the time slots of the states.
+        last: date of the newest record that was written before; slots up to it are not written again.
+        sums: of means that are not yet complete.
+        grows: the store is made longer with every record; otherwise it has its dates already.
+    """
+
+    def __init__(
+        self,
+        block: Block,
+        background: Background,
+        output: Output,
+        selection: tuple[Selection, ...],
+        forcing: Forcing | None,
+        dates: Forcing | None,
+        last: cftime.datetime | None,
+        sums: Mapping[str, Tensor] | None = None,
+        grows: bool = False,
+    ) -> None:
+        self.block, self.background, self.output, self.selection = block, background, output, selection
+        self.forcing, self.dates, self.last, self.grows = forcing, dates, last, grows
+        self.records, self.kept = block.records, block.kept
+        self.sums = dict(sums or {})
+        block.start()
+
+    def write(self, state: State) -> list[int]:
+        """Record the slots that are newer than what is there; which ones, by position."""
+        fresh = []
+        for slot, time in enumerate(slot_times(state, self.dates)):
+            if self.last is None or time > self.last:
+                self._record(state, slot, time)
+                self.last = time
+                fresh.append(slot)
+        return fresh
+
+    def _record(self, state: State, slot: int, time: cftime.datetime) -> None:
+        parts = [self.selection[0].of(state.data, slot)]
+        if self.forcing is not None:
+            driven = self.forcing.at(time, state.members)
+            parts.append(self.selection[1].of(driven.data, driven.layout.slots.index(0)))
+        first, done = self.records % self.output.every == 0, (self.records + 1) % self.output.every == 0
+        self.records += 1
+        if self.output.mean:
+            for k, part in enumerate(parts):
+                self.sums[f"sum-{k}"] = part.double() if first else self.sums[f"sum-{k}"] + part
+            if not done:
+                return
+            parts = [(self.sums.pop(f"sum-{k}") / self.output.every).to(p.dtype) for k, p in enumerate(parts)]
+        elif not first:
+            return
+        self.kept += 1
+        event = None
+        if state.data.device.type == "cuda":
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self.background.do(partial(self._put, tuple(parts), event, time if self.grows else None))
+
+    def _put(self, parts: tuple[Tensor, ...], event: torch.cuda.Event | None, time: cftime.datetime | None) -> None:
+        """Pack and write; by the other thread, on a GPU in another stream."""
+        if event is None:
+            self._put_each(parts, time)
+            return
+        stream = torch.cuda.Stream(parts[0].device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            stream.wait_event(event)
+            self._put_each(parts, time)
+            for part in parts:
+                part.record_stream(stream)
+        stream.synchronize()
+
+    def _put_each(self, parts: tuple[Tensor, ...], time: cftime.datetime | None) -> None:
+        if time is not None:
+            self.block.append_time(time)
+        for selection, part in zip(self.selection, parts, strict=True):
+            self.block.put(selection.layout, part)
+
+    def commit(self, steps: int = 0, state: State | None = None) -> None:
+        """Have the other thread make sure of what was taken so far."""
+        told = {"records": self.records, "kept": self.kept, "steps": steps}
+        self.background.do(partial(self.block.commit, told, state, dict(self.sums)))
 
 
 def record(
@@ -51,6 +138,8 @@ def record(
     progress: bool = False,
 ) -> xr.Dataset:
     """Write every state of an iterator to a Zarr 3 store, as they come; returns the store, opened lazily.
+
+    What came is made sure of every ten seconds, and if the iterator raises.
 
     Args:
         states: forecasts, analyses or a truth, in order of time, all with the same members and layout.
@@ -76,185 +165,77 @@ def record(
             "continued with resume=True)"
         )
     shown: Iterable[State] = track(states, description=path.name, total=steps) if progress else states
-    writer: _Writer | None = None
-    for state in shown:
-        if writer is None:
-            if path.exists() and overwrite:
-                shutil.rmtree(path)
-            writer = _Writer(path, state, forcing, dates or forcing, _provenance(state, provenance), title)
-        writer.write(state)
-    if writer is None:
+    come = iter(shown)
+    first = next(come, None)
+    if first is None:
         raise ValueError(f"no states came to be recorded in {path}; nothing was written")
-    writer.finish()
+    layouts = [first.layout, *([forcing.at(first.time, first.members[:1]).layout] if forcing is not None else [])]
+    selections = tuple(Output().selection(layout) for layout in layouts)
+    kept = tuple(s.layout for s in selections)
+    if append and path.exists():
+        recording = Recording(path)
+        if recording.members != first.members:
+            raise ValueError(f"{path}: wanted members {recording.members}, got {first.members}")
+        recording.reopen()
+        group = recording.blocks()[0]
+        recording.extend_time(numbers_of(recording.dates(), recording.calendar)[: whole(group, "kept")])
+    else:
+        recording = Recording.create(
+            path, kept, first.members, first.time.calendar, first.data.dtype, wave=len(first.members), title=title,
+            provenance=made_by(first, provenance), overwrite=overwrite,
+        )  # fmt: skip
+        names = [n for layout in kept for n in layout.names]
+        group = recording.add_block(slice(0, len(first.members)), first.members, names)
+    _stream(
+        first,
+        come,
+        Block(recording, group, kept, Output().packing, first.layout),
+        selections,
+        forcing,
+        dates or forcing,
+    )
+    recording.finish()
     return open_store(path)
 
 
+def _stream(
+    first: State,
+    rest: Iterator[State],
+    block: Block,
+    selections: tuple[Selection, ...],
+    forcing: Forcing | None,
+    dates: Forcing | None,
+) -> None:
+    """Write states until they end."""
+    recording, layout = block.recording, first.layout
+    known = recording.dates()
+    with Background() as background:
+        last = known[-1] if known else None
+        taken = Recorder(block, background, Output(), selections, forcing, dates, last, grows=True)
+        made_sure = clock.monotonic()
+        try:
+            for state in chain((first,), rest):
+                if state.members != block.members:
+                    raise ValueError(f"{recording.path}: wanted members {block.members}, got {state.members}")
+                layout.require_same(state.layout, str(recording.path))
+                taken.write(state)
+                if clock.monotonic() - made_sure > _COMMIT_SECONDS:
+                    taken.commit()
+                    made_sure = clock.monotonic()
+        finally:
+            taken.commit()
+
+
 def recorded(store: str | Path) -> list[cftime.datetime]:
-    """Times fully written to a store, complete or not; empty if there is no store."""
-    path = Path(store)
-    if not (path / "zarr.json").exists():
+    """Times that are fully on disk, whether a store is complete or not; empty if there is no store."""
+    if not (Path(store) / "zarr.json").exists():
         return []
-    group = zarr.open_group(path, mode="r")
-    if "time" not in group:
-        return []
-    time = group["time"]
-    assert isinstance(time, zarr.Array)
-    numbers = np.asarray(time[:])
-    if not len(numbers):
-        return []
-    backward = np.flatnonzero(np.diff(numbers) <= 0)  # killed between making room for a date and writing it
-    numbers = numbers[: backward[0] + 1] if len(backward) else numbers
-    return list(np.atleast_1d(cftime.num2date(numbers, _TIME_UNITS, str(time.attrs["calendar"]))))
+    recording = Recording(Path(store))
+    return recording.dates()[: min((whole(b, "kept") for b in recording.blocks()), default=0)]
 
 
-def reopen(store: str | Path, layout: Layout, members: tuple[int, ...]) -> State:
-    """The last state of a store that may be incomplete, to continue from.
-
-    Raises ValueError if the store holds other members or lacks fields of the layout.
-    """
-    group = zarr.open_group(Path(store), mode="r")
-    times = recorded(store)
-    have = tuple(np.asarray(group["member"][:]).tolist())  # type: ignore[index]
-    if have != members:
-        raise ValueError(f"{store} holds members {have}, this run has {members}; choose another store")
-    missing = [n for n in layout.names if n not in group]
-    if missing:
-        raise ValueError(f"{store} lacks {', '.join(missing)}; it was not written by this emulator")
-    keep = [len(times) - 1 + s - layout.slots[-1] for s in layout.slots]
-    variables = {}
-    for f in layout.fields:
-        dims = ("member", "time", "lev", *layout.dims) if f.levels else ("member", "time", *layout.dims)
-        array = group[f.name]
-        assert isinstance(array, zarr.Array)
-        variables[f.name] = (dims, np.stack([np.asarray(array[:, k]) for k in keep], 1))
-    dataset = xr.Dataset(variables, coords={"member": list(members)})
-    dtype = torch.float64 if dataset[layout.names[0]].dtype == np.float64 else torch.float32
-    now = layout.slots[-1]  # slot 0 may be an earlier record; its date is there, whatever the calendar
-    time = times[-1 - now] if 0 <= now < len(times) else times[-1] - now * layout.interval
-    return layout.pack(dataset, time, members, dtype)
-
-
-def shifted(forcing: Forcing | None, time: cftime.datetime, by: timedelta) -> cftime.datetime:
-    """The date `by` after `time`, counted in the records of a stored forcing; plainly `time + by` without one."""
-    shift = getattr(forcing, "shift", None)
-    return time + by if shift is None else shift(time, by)
-
-
-def slot_times(state: State, forcing: Forcing | None) -> list[cftime.datetime]:
-    """The dates of a state's time slots, oldest first, counted in the records of a stored forcing."""
-    return [shifted(forcing, state.time, s * state.layout.interval) for s in state.layout.slots]
-
-
-class _Writer:
-    """One open store."""
-
-    def __init__(
-        self,
-        path: Path,
-        first: State,
-        forcing: Forcing | None,
-        dates: Forcing | None,
-        provenance: dict[str, Any],
-        title: str,
-    ) -> None:
-        self.path, self.forcing, self.members, self.layout = path, forcing, first.members, first.layout
-        self.dates = dates
-        self.calendar = first.time.calendar
-        new = not (path / "zarr.json").exists()
-        if new:
-            self._create(first, provenance, title)
-        self.group = zarr.open_group(path, mode="r+")
-        self.times = recorded(path)
-        if not new:
-            self.group.attrs["status"] = "recording"
-
-    def _create(self, first: State, provenance: dict[str, Any], title: str) -> None:
-        grid = first.layout.grid.copy()
-        grid = grid.assign_coords(member=("member", np.asarray(first.members), MEMBER_ATTRS))
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        grid.attrs = {
-            **grid.attrs,
-            "Conventions": "CF-1.11",
-            "title": title or "polynya states",
-            "history": f"{now} recorded by polynya {version('polynya')}",
-            "provenance": json.dumps(provenance, default=repr),
-            "status": "recording",
-        }
-        grid.to_zarr(self.path, mode="w-", zarr_format=3, consolidated=False)
-        group = zarr.open_group(self.path, mode="r+")
-        layouts = [first.layout]
-        if self.forcing is not None:
-            layouts.append(self.forcing.at(first.time, first.members[:1]).layout)
-        for layout in layouts:
-            for f in layout.fields:
-                self._create_array(group, layout, f, first.data.dtype)
-        time = group.create_array(
-            "time", shape=(0,), chunks=(4096,), dtype="int64", dimension_names=["time"], compressors=None
-        )
-        time.attrs.update({"units": _TIME_UNITS, "calendar": self.calendar, "standard_name": "time", "axis": "T"})
-
-    def _create_array(self, group: zarr.Group, layout: Layout, f: Field, dtype: torch.dtype) -> None:
-        levels = (f.levels,) if f.levels else ()
-        shape = (len(self.members), *levels, *layout.shape[1:])
-        number = np.dtype("float64" if dtype == torch.float64 else "float32")
-        each = int(np.prod(shape[1:])) * number.itemsize
-        per_chunk = max(1, min(len(self.members), int(_CHUNK_BYTES // each)))
-        while len(self.members) % per_chunk:  # inner chunks must divide the shard
-            per_chunk -= 1
-        names = ["member", "time", *(["lev"] if f.levels else []), *layout.dims]
-        array = group.create_array(
-            f.name,
-            shape=(shape[0], 0, *shape[1:]),
-            chunks=(per_chunk, 1, *shape[1:]),
-            shards=(shape[0], 1, *shape[1:]),
-            dtype=number,
-            fill_value=np.nan,
-            compressors=_CODEC,
-            dimension_names=names,
-        )
-        location = {"location": f.location} if f.location != "center" else {}
-        array.attrs.update({**attributes(f.name), **location, "cell_measures": "area: areacello"})
-
-    def write(self, state: State) -> None:
-        """Append the slots of a state that are newer than what is there."""
-        if state.members != self.members:
-            raise ValueError(f"{self.path}: wanted members {self.members}, got {state.members}")
-        self.layout.require_same(state.layout, str(self.path))
-        times = slot_times(state, self.dates)
-        fresh = [k for k, t in enumerate(times) if not self.times or t > self.times[-1]]
-        if not fresh:
-            return
-        values = state.layout.unpack(state)
-        start = len(self.times)
-        for k, slot in enumerate(fresh):
-            self._put(values, slot, start + k)
-            if self.forcing is not None:
-                driven = self.forcing.at(times[slot], state.members)
-                self._put(driven.layout.unpack(driven), driven.layout.slots.index(0), start + k)
-        # Time goes last: a step that is not dated was not written.
-        self.times += [times[slot] for slot in fresh]
-        stamp = self.group["time"]
-        assert isinstance(stamp, zarr.Array)
-        stamp.resize((len(self.times),))
-        stamp[start:] = np.asarray(cftime.date2num(self.times[start:], _TIME_UNITS, self.calendar), dtype="int64")
-
-    def _put(self, values: xr.Dataset, slot: int, index: int) -> None:
-        for name in map(str, values.data_vars):
-            array = self.group[name]
-            assert isinstance(array, zarr.Array)
-            array.resize((array.shape[0], index + 1, *array.shape[2:]))
-            array[:, index] = values[name].values[:, slot]
-
-    def finish(self) -> None:
-        """Declare the store complete."""
-        self.group.attrs["status"] = "complete"
-        with warnings.catch_warnings():
-            # Zarr 3 has consolidated metadata as an extension; readers without it just open more files.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(self.path)
-
-
-def _provenance(state: State, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+def made_by(state: State, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Versions, device and dtype, and what is said beside."""
     versions = {p: version(p) for p in ("polynya", "torch", "numpy", "xarray", "zarr")}
     return {
         "versions": {"python": platform.python_version(), **versions},

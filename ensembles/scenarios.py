@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..emulators import Draws, Forcing, Layout, State
+from .dates import shifted, slot_times
 from .perturb import Perturbation
-from .record import shifted, slot_times
 
 __all__ = ["Box", "Changed", "NoisyForcing", "Ramp", "SurrogateYears"]
 

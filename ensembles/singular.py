@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..emulators import Draws, Emulator, Forcing, Layout, Noise, State
+from .dates import shifted
 from .norms import Norm
-from .record import shifted
 
 __all__ = ["SingularVectors", "leading", "singular_vectors"]
 
