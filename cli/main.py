@@ -73,16 +73,38 @@ def run(
     forcing: Annotated[Path | None, typer.Option(help="A Zarr store with the forcing.")] = None,
     seed: Annotated[int, typer.Option(help="Of noise and weather.")] = 0,
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda.")] = "cpu",
+    variables: Annotated[str | None, typer.Option(help="To keep, with commas between. Default: all.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Keep one record of so many.")] = 1,
+    mean: Annotated[bool, typer.Option(help="Keep the mean of every so many records instead.")] = False,
+    packed: Annotated[bool, typer.Option(help="Keep 16-bit integers.")] = False,
+    statistics: Annotated[
+        str | None, typer.Option(help="Variables whose mean and variance over members to keep.")
+    ] = None,
+    plan: Annotated[bool, typer.Option(help="Say how it would be done and how long it would take, and stop.")] = False,
     resume: Annotated[bool, typer.Option(help="Continue a run that was cut short, or lengthen it.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace OUT.")] = False,
 ) -> None:
     """Roll out an ensemble of an emulator for days or years, and record it."""
-    from .run import Begin, run
+    from .run import Begin, Kept, planned, prepared, run
 
-    given = {"days": days, "members": members, "seed": seed, "device": device}
-    how = {"resume": resume, "overwrite": overwrite, "console": console}
-    run(emulator, out, Begin(state, date), forcing=forcing, **given, **how)  # type: ignore[arg-type]
+    ensemble = prepared(
+        emulator, Begin(state, date), forcing=forcing, days=days, members=members, seed=seed, device=device
+    )
+    kept = Kept(variables, every, mean, packed, statistics)
+    if plan:
+        planned(ensemble, out, kept, console)
+        return
+    run(ensemble, out, kept, resume=resume, overwrite=overwrite, console=console)
     console.print(f"The run is at [bold]{escape(str(out.resolve()))}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def verify(store: Annotated[Path, typer.Argument(help="A Zarr store of a run.")]) -> None:
+    """Read every file of a run's store and compare it with its checksums."""
+    from ..ensembles import verify
+
+    count = verify(store, progress=console.is_terminal)
+    console.print(f"{count} shards are there, and are what was written.")
 
 
 @app.command()

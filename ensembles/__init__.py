@@ -10,7 +10,7 @@ from .hindcast import hindcasts, verifying
 from .histograms import Exceedance, Extremes, Quantiles
 from .lagged import Lagged, lagged
 from .norms import Norm
-from .online import statistics_of
+from .online import ensemble_statistics
 from .output import Output
 from .packing import Exact, Packed, Rounded
 from .perturb import Correlated, Perturbation, White, perturb
@@ -64,6 +64,7 @@ __all__ = [
     "SurrogateYears",
     "White",
     "breed",
+    "ensemble_statistics",
     "hindcasts",
     "lagged",
     "perturb",
@@ -73,7 +74,6 @@ __all__ = [
     "rollout",
     "singular_vectors",
     "states_of",
-    "statistics_of",
     "trajectory",
     "verify",
     "verifying",

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..emulators import State
 from ..emulators.state import Layout
-from .durable import Series
 from .packing import Packing
 from .recording import TIME_UNITS, Recording, whole
+from .shards import Series
 
 __all__ = ["Block"]
 

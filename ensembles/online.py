@@ -1,6 +1,7 @@
 """Statistics of a run as it goes: parts of every block and time on disk, merged when all blocks are done.
 
-What is on disk of a block is a few maps per time, whatever the number of its members. `statistics_of` opens the result.
+What is on disk of a block is a few maps per time, whatever the number of its members. `ensemble_statistics` opens the
+result.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from torch import Tensor
 from ..emulators import Layout, SourceError, State
 from ..emulators.stores import open_zarr
 from .block import Block
-from .durable import Array, Background, Series, create_series
+from .durable import Background
 from .recording import Recording, numbers_of
+from .shards import Array, Series, create_series
 from .statistics import Parts, Statistic, merge_all
 
-__all__ = ["Online", "merge_statistics", "statistics_of"]
+__all__ = ["Online", "ensemble_statistics", "merge_statistics"]
 
 
 class Online:
@@ -141,7 +143,7 @@ def _land(values: Tensor, wet: Tensor) -> Tensor:
     return torch.where(wet, values, torch.nan if values.is_floating_point() else -1)
 
 
-def statistics_of(store: str | Path) -> xr.Dataset:
+def ensemble_statistics(store: str | Path) -> xr.Dataset:
     """The statistics of a run's store, lazily: `<variable>_<what>` (time, ..., [lev], y, x).
 
     Raises FileNotFoundError if there is no such store; SourceError if the run is not complete, or kept none.

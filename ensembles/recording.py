@@ -32,8 +32,9 @@ import zarr
 
 from ..emulators import Field, Layout, attributes
 from ..emulators.state import MEMBER_ATTRS
-from .durable import Array, Durable, create_series
+from .durable import Durable
 from .packing import Exact, Packing
+from .shards import Array, create_series
 
 __all__ = ["TIME_UNITS", "Recording", "differences", "numbers_of", "whole"]
 
@@ -120,7 +121,9 @@ class Recording:
             "time", shape=(0,), chunks=(4096,), dtype="int64", dimension_names=["time"], compressors=None, fill_value=0
         )
         stamp: dict[str, Any] = {"units": TIME_UNITS, "calendar": calendar}
-        time.update_attributes(stamp | {"standard_name": "time", "axis": "T"} | ({"bounds": "time_bnds"} if bounds else {}))
+        time.update_attributes(
+            stamp | {"standard_name": "time", "axis": "T"} | ({"bounds": "time_bnds"} if bounds else {})
+        )
         if bounds:
             recording.group.create_array(
                 "time_bnds", shape=(0, 2), chunks=(4096, 2), dtype="int64", dimension_names=["time", "bnds"],
@@ -222,6 +225,7 @@ class Recording:
     def reopen(self) -> None:
         """Say that it is no longer complete, and clear what a killed process left."""
         self.files.sweep()
+        shutil.rmtree(self.path / "statistics", ignore_errors=True)  # which are merged again
         self.group.attrs["status"] = "recording"
 
     def extend_time(self, numbers: np.ndarray, bounds: np.ndarray | None = None) -> None:

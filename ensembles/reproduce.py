@@ -14,12 +14,12 @@ from rich.progress import track
 
 from ..emulators import Draws, Emulator, Forcing, Noise, SourceError
 from .block import Block
-from .durable import Array
 from .experiment import Experiment, OtherRunError
 from .output import Output
 from .packing import Exact
 from .recording import Recording, differences, whole
 from .rollout import rollout
+from .shards import Array
 
 __all__ = ["DamagedError", "reproduce", "verify"]
 

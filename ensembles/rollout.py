@@ -91,7 +91,7 @@ def rollout(
         noise: for stochastic emulators; `Noise(0)` if not given.
         members: their numbers, if `state` is a function; default those of the state.
         output: what is kept of members; default every value of every record.
-        statistics: over members, per cell and time, that need no stored members; see `statistics_of`.
+        statistics: over members, per cell and time, that need no stored members; see `ensemble_statistics`.
         statistics_every: records from one of their times to the next.
         with_forcing: record the forcing of every step beside the state.
         plan: waves and micro-batches, see `plan`; default all members at once.

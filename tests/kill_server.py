@@ -25,10 +25,10 @@ from small import random_state, small_layout
 from test_rollout import Wanderer
 
 from polynya.emulators import Noise
-from polynya.ensembles import Moments, Output, Packed, Quantiles, durable, plan, rollout, verify
+from polynya.ensembles import Moments, Output, Packed, Quantiles, plan, rollout, shards, verify
 from polynya.ensembles.plan import Plan
 
-durable._SHARD_BYTES = durable._CHUNK_BYTES = 3000.0  # shards of a few records
+shards._SHARD_BYTES = shards._CHUNK_BYTES = 3000.0  # shards of a few records
 LAYOUT, MEMBERS = small_layout(), tuple(range(7))
 OUTPUTS = (
     Output(),

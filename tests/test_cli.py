@@ -13,10 +13,10 @@ from small import random_state, small_layout
 
 from polynya.cli import main as cli
 from polynya.cli.info import describe
-from polynya.cli.run import Begin
+from polynya.cli.run import Begin, Ensemble, Kept, prepared
 from polynya.cli.run import run as run_emulator
 from polynya.emulators import SourceError, StoreExistsError, open_statistics, open_store
-from polynya.ensembles import record
+from polynya.ensembles import DamagedError, ensemble_statistics, record
 
 
 def told(path: Path) -> str:
@@ -127,24 +127,42 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in shown for command in ("demo", "info", "stats"))
 
 
+def ensemble(emulator: str = "channel", days: float = 15, members: int = 2) -> Ensemble:
+    return prepared(emulator, Begin(), forcing=None, days=days, members=members, seed=3, device="cpu")
+
+
 def test_a_run_is_continued_to_the_same_bits(tmp_path: Path) -> None:
-    given = {"forcing": None, "members": 2, "seed": 3, "device": "cpu", "overwrite": False}
-    given["console"] = Console(quiet=True)
-    whole = run_emulator("channel", tmp_path / "whole.zarr", Begin(), days=15, resume=False, **given)
-    run_emulator("channel", tmp_path / "parts.zarr", Begin(), days=5, resume=False, **given)
-    parts = run_emulator("channel", tmp_path / "parts.zarr", Begin(), days=15, resume=True, **given)
-    assert whole.sizes["time"] == 4 and whole.sizes["member"] == 2
+    how = {"resume": True, "overwrite": False, "console": Console(quiet=True)}
+    kept = Kept("zos", statistics="thetao")
+    whole = run_emulator(ensemble(), tmp_path / "whole.zarr", kept, **how)
+    run_emulator(ensemble(days=5), tmp_path / "parts.zarr", kept, **how)
+    parts = run_emulator(ensemble(), tmp_path / "parts.zarr", kept, **how)
+    assert whole.sizes["time"] == 4 and whole.sizes["member"] == 2 and set(whole.data_vars) == {"zos"}
     assert whole.zos.identical(parts.zos)
+    assert "thetao_variance" in ensemble_statistics(tmp_path / "parts.zarr")
+
+
+def test_a_run_is_planned_and_its_store_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "run.zarr"
+    for more in (["--plan"], []):
+        given = ["run", "channel", str(store), "--days", "10", "--members", "3", "--every", "2", *more]
+        cli.app(given, standalone_mode=False)
+        assert store.exists() == (not more)
+    shown = capsys.readouterr().out
+    assert "bound by" in shown and "member-years a day" in shown
+    cli.app(["verify", str(store)], standalone_mode=False)
+    assert "are what was written" in capsys.readouterr().out
+    next(p for p in (store / "zos" / "c").rglob("*") if p.is_file()).unlink()
+    with pytest.raises(DamagedError, match="missing"):
+        cli.app(["verify", str(store)], standalone_mode=False)
 
 
 def test_a_run_of_an_unknown_emulator_says_what_it_needs(tmp_path: Path) -> None:
-    given = {"forcing": None, "members": 1, "seed": 0, "device": "cpu", "resume": False, "overwrite": False}
-    given["console"] = Console(quiet=True)
     mine = tmp_path / "mine.safetensors"
     with pytest.raises(FileNotFoundError, match="one that comes along: globe, channel, arctic"):
-        run_emulator(str(mine), tmp_path / "x.zarr", Begin(), days=1, **given)
+        ensemble(str(mine))
     mine.touch()
     with pytest.raises(ValueError, match="--state STORE --forcing STORE"):
-        run_emulator(str(mine), tmp_path / "x.zarr", Begin(), days=1, **given)
+        ensemble(str(mine))
     with pytest.raises(StoreExistsError, match="--resume"):
-        run_emulator("channel", tmp_path, Begin(), days=1, **given)
+        run_emulator(ensemble(), tmp_path, Kept(), resume=False, overwrite=False, console=Console(quiet=True))

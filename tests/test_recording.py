@@ -17,6 +17,7 @@ import zarr
 from small import START, random_state, small_layout
 from test_emulators import network_emulator
 from test_rollout import RandomForcing, Wanderer, equal
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from polynya.emulators import Draws, Noise, SourceError, State, open_store
 from polynya.ensembles import (
@@ -31,9 +32,9 @@ from polynya.ensembles import (
     Quantiles,
     Rounded,
     StoreExistsError,
+    ensemble_statistics,
     reproduce,
     rollout,
-    statistics_of,
     verify,
 )
 from polynya.ensembles.durable import Background, Durable
@@ -41,6 +42,7 @@ from polynya.ensembles.packing import Exact, PackingError
 from polynya.ensembles.plan import Plan, plan
 from polynya.ensembles.recording import Recording
 from polynya.ensembles.reproduce import DamagedError
+from polynya.ensembles.shards import Series
 
 LAYOUT = small_layout()
 MEMBERS = tuple(range(13))
@@ -193,6 +195,30 @@ def test_values_that_do_not_fit_are_said_not_cut(tmp_path: Path) -> None:
         Rounded(0)
 
 
+@pytest.mark.parametrize(("members", "times"), [(8, 9), (7, 10)])
+def test_shards_are_zarrs_own(tmp_path: Path, members: int, times: int) -> None:
+    """Every number that Zarr reads is the one that was put, also in chunks and shards that are not full."""
+    group = zarr.create_group(Durable(tmp_path / "s.zarr"))
+    group.create_array(
+        "x", shape=(members, times, 5), chunks=(2, 3, 5), shards=(4, 6, 5), dtype="f4", fill_value=np.nan,
+        compressors=[BloscCodec(cname="lz4", shuffle="shuffle"), Crc32cCodec()],
+    )  # fmt: skip
+    values = np.random.default_rng(0).random((members, times, 5), "f4")
+    for rows in (slice(0, 4), slice(4, members)):
+        series = Series(group["x"], rows, 0)  # type: ignore[arg-type]
+        for k in range(times):
+            series.next[...] = values[rows, k]
+            series.advance()
+        series.flush()
+    assert np.array_equal(zarr.open_array(tmp_path / "s.zarr/x")[...], values)
+    lone = Series(group["x"], slice(1, 3), 2)  # type: ignore[arg-type]
+    lone.next[...] = 7.0
+    lone.advance()
+    lone.flush()
+    values[1:3, 2] = 7.0
+    assert np.array_equal(zarr.open_array(tmp_path / "s.zarr/x")[...], values), "others in the shard stay"
+
+
 # --- statistics ----------------------------------------------------------------------------------
 
 STATISTICS = (
@@ -208,7 +234,7 @@ def test_statistics_are_those_of_stored_members(whole: xr.Dataset, tmp_path: Pat
     more = {"statistics": STATISTICS, "statistics_every": 2, "plan": waves(wave, 3)}
     nothing = run(tmp_path / "s.zarr", output=Output(variables=()), **more)
     assert not nothing.data_vars
-    found, members = statistics_of(tmp_path / "s.zarr").load(), whole.isel(time=slice(None, None, 2)).astype("f8")
+    found, members = ensemble_statistics(tmp_path / "s.zarr").load(), whole.isel(time=slice(None, None, 2)).astype("f8")
     assert list(found.time.values) == list(members.time.values)
     np.testing.assert_allclose(found.thetao_mean, members.thetao.mean("member"), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.thetao_variance, members.thetao.var("member", ddof=1), rtol=1e-9, atol=1e-12)
@@ -230,7 +256,7 @@ def test_statistics_need_different_names_and_known_variables(tmp_path: Path) -> 
         run(tmp_path / "s.zarr", output=Output(variables=()))
     run(tmp_path / "s.zarr", steps=1)
     with pytest.raises(SourceError, match="has no statistics"):
-        statistics_of(tmp_path / "s.zarr")
+        ensemble_statistics(tmp_path / "s.zarr")
 
 
 # --- longer, wider, deeper -----------------------------------------------------------------------
@@ -244,7 +270,7 @@ def test_a_store_grows_in_time_members_and_variables(whole: xr.Dataset, tmp_path
     run(store, 20, some, output=Output(("zos", "uo")), **more)
     grown = run(store, 20, output=Output(("zos", "uo", "thetao")), **more)
     assert equal(grown, whole) and list(grown.member) == list(MEMBERS)
-    found = statistics_of(store)
+    found = ensemble_statistics(store)
     np.testing.assert_allclose(found.zos_mean, whole.zos.astype("f8").mean("member"), rtol=1e-9, atol=1e-12)
     assert found.attrs["members"] == 13 and verify(store) > 0
 
