@@ -8,8 +8,11 @@ from .free_drift import FreeDrift
 from .gensim import GenSIM, GenSIMConfig
 from .grids import gaussian_grid, grid_of, layout_of
 from .ice_atmosphere import ice_forcing_of
+from .kuramoto import KuramotoSivashinsky
+from .lorenz import Lorenz63, Lorenz96
 from .names import UnitsError, attributes
 from .noise import Draws, GivenNoise, Noise
+from .qg import QuasiGeostrophic
 from .regional import Regional, RegionalConfig
 from .samudra import CheckpointError, Samudra
 from .scaling import StatisticsError, scaling_from
@@ -34,10 +37,14 @@ __all__ = [
     "GenSIM",
     "GenSIMConfig",
     "GivenNoise",
+    "KuramotoSivashinsky",
     "Layout",
     "LayoutError",
+    "Lorenz63",
+    "Lorenz96",
     "Noise",
     "Persistence",
+    "QuasiGeostrophic",
     "Regional",
     "RegionalConfig",
     "Samudra",

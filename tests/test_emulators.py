@@ -17,9 +17,12 @@ from polynya.emulators import (
     Climatology,
     Corrected,
     Emulator,
+    KuramotoSivashinsky,
     Layout,
+    Lorenz96,
     Noise,
     Persistence,
+    QuasiGeostrophic,
     Samudra,
     State,
     annual_cycle,
@@ -52,6 +55,10 @@ def small_case(emulator: Emulator, layout: Layout) -> Case:
         return drawn.replace(data=drawn.data.to(state.data))
 
     return emulator, random_state(layout), forcing
+
+
+def reference_case(emulator: Lorenz96 | KuramotoSivashinsky | QuasiGeostrophic) -> Case:
+    return emulator, emulator.at_attractor((0, 1, 2), Noise(1), dtype=torch.float32), lambda state: None
 
 
 def nature_case(ocean: nature.NatureOcean) -> Case:
@@ -100,6 +107,9 @@ def cases() -> dict[str, Callable[[], Case]]:
         "samudra, two slots": lambda: small_case(network_emulator((-1, 0), False), small_layout((-1, 0))),
         "several": lambda: small_case(Several((network_emulator(), network_emulator())), layout),
         "stochastic": lambda: small_case(StochasticTendencies(network_emulator(), White()), layout),
+        "lorenz96": lambda: reference_case(Lorenz96()),
+        "kuramoto": lambda: reference_case(KuramotoSivashinsky()),
+        "qg": lambda: reference_case(QuasiGeostrophic(n=33, viscosity=2e-10, dt_model=5.0, steps=1)),
         "globe": lambda: nature_case(nature.globe()),
         "channel": lambda: nature_case(nature.channel()),
         "arctic": ice_case,
