@@ -1,28 +1,58 @@
 """Data assimilation: observations of a truth or of the world, ensemble Kalman filters, cycling."""
 
+from .analyses import ESTKF, DEnKF, EnSRF, denkf, estkf
 from .cycle import Analysis, cycle
 from .filters import ETKF, transform
+from .finite_size import EnKFN, enkf_n, finite_size_inflation
+from .inflation import RTPP, RTPS, Adaptive, Additive, Inflated, Inflation, Multiplicative
 from .letkf import LETKF
 from .localise import gaspari_cohn, great_circle
 from .networks import Instrument, Profiles, RandomPoints, SurfaceField, observe, observe_state
 from .observations import ObservationError, Observations
 from .operators import ObservationOperator, operator_for
+from .particles import ParticleFilter
+from .rotation import rotation
+from .serial import ensrf, serial_transform
+from .static import OI, EnOI, HybridGain
+from .stochastic import EnKF, enkf
 from .verification import Innovation, InnovationStatistics, innovation, pooled
 
 __all__ = [
+    "ESTKF",
     "ETKF",
     "LETKF",
+    "OI",
+    "RTPP",
+    "RTPS",
+    "Adaptive",
+    "Additive",
     "Analysis",
+    "DEnKF",
+    "EnKF",
+    "EnKFN",
+    "EnOI",
+    "EnSRF",
+    "HybridGain",
+    "Inflated",
+    "Inflation",
     "Innovation",
     "InnovationStatistics",
     "Instrument",
+    "Multiplicative",
     "ObservationError",
     "ObservationOperator",
     "Observations",
+    "ParticleFilter",
     "Profiles",
     "RandomPoints",
     "SurfaceField",
     "cycle",
+    "denkf",
+    "enkf",
+    "enkf_n",
+    "ensrf",
+    "estkf",
+    "finite_size_inflation",
     "gaspari_cohn",
     "great_circle",
     "innovation",
@@ -30,5 +60,7 @@ __all__ = [
     "observe_state",
     "operator_for",
     "pooled",
+    "rotation",
+    "serial_transform",
     "transform",
 ]

@@ -77,9 +77,9 @@ class LETKF:
         Y, d = departures(forecast, observations)
         data, wet = forecast.data.flatten(-2), layout.mask.flatten(-2).to(place)
         out = data.clone()
-        groups = [(c.to(place), wet[c], t.to(place)) for c, t in self._groups(layout, observations)]
+        groups = [(c.to(place), wet[c], t.to(place)) for c, t in self.level_groups(layout, observations)]
         some_wet = torch.stack([w.any(0) for _, w, _ in groups]).any(0)
-        for columns, near, rho in self._blocks(layout, observations, some_wet.nonzero()[:, 0]):
+        for columns, near, rho in self.column_blocks(layout, observations, some_wet.nonzero()[:, 0]):
             Y_near, d_near = Y[near], d[near]
             for channels, water, taper in groups:
                 local = rho * taper[near]
@@ -90,7 +90,7 @@ class LETKF:
                     update(out, data, ~(water[:, part] & seen), channels, part, T, w)
         return forecast.replace(data=out.view_as(forecast.data))
 
-    def _blocks(self, layout: Layout, observations: Observations, columns: Tensor) -> Iterator[_Block]:
+    def column_blocks(self, layout: Layout, observations: Observations, columns: Tensor) -> Iterator[_Block]:
         """Columns with the observations that act on them; without a taper, one block with a single transform."""
         if self.half_width is None or math.isinf(self.half_width):
             everything = torch.arange(len(observations), device=columns.device)[None]
@@ -111,7 +111,7 @@ class LETKF:
             if len(part):
                 yield part, near, rho
 
-    def _groups(self, layout: Layout, observations: Observations) -> list[tuple[Tensor, Tensor]]:
+    def level_groups(self, layout: Layout, observations: Observations) -> list[tuple[Tensor, Tensor]]:
         """Channels that share a transform, and the vertical weight of each observation for them."""
         channels = updated_channels(layout, self.variables)
         everywhere = torch.ones(len(observations), dtype=torch.float64)
