@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .checkpoint import CheckpointError, downloaded, sha256_of
 from .exports import FORMATS, described, halved, restored
@@ -25,18 +27,25 @@ from .samudra import Samudra
 from .trainable import Trainable
 
 
-def export(emulator: Trainable, path: str | Path, *, half: bool = False, **provenance: Any) -> Path:
+def export(
+    emulator: Trainable, path: str | Path, *, half: bool = False, beside: str | Path | None = None, **provenance: Any
+) -> Path:
     """Write an emulator as one safetensors file.
 
     Args:
         emulator: to write, a `Samudra`, `Regional` or `GenSIM`; how sea ice is run (`running`) is not kept.
         path: of the file; its folder must exist, an existing file is replaced.
         half: keep weights as float16, in half the space and with three digits; they are float32 again when loaded.
+        beside: an exported file in the same folder that holds a residual model's first guess, which is then not
+            written again; both files have to stay together.
         provenance: kept in the header, e.g. `data="..."`, `command="..."`.
 
-    Raises TypeError for an emulator of another kind; ValueError for weights too large for float16.
+    Raises TypeError for an emulator of another kind; ValueError for weights too large for float16, or for a file
+    beside it that is not of its first guess.
     """
     header, tensors = described(emulator)
+    if beside is not None:
+        tensors = _without_first_guess(tensors, header, Path(beside), Path(path))
     tensors = halved(tensors) if half else tensors
     header |= {"polynya": version("polynya"), "provenance": provenance}
     part = Path(f"{path}.part")  # an interrupted export leaves the file before it
@@ -93,4 +102,28 @@ def load(
             f"{path}: wanted an emulator exported by polynya (format {' or '.join(map(repr, FORMATS))}), got "
             f"{header.get('format')!r}; write it with `export(emulator, path)`"
         )
+    if beside := header.get("beside"):
+        tensors |= _first_guess(path.with_name(beside["file"]), beside["sha256"])
     return restored(header, tensors, sha256_of(path))
+
+
+def _without_first_guess(
+    tensors: dict[str, Tensor], header: dict[str, Any], beside: Path, path: Path
+) -> dict[str, Tensor]:
+    """Tensors of a residual model without those of the file beside it, which the header then names."""
+    found = _first_guess(beside, sha256_of(beside))
+    own = {k for k in tensors if k.startswith("first_guess.")}
+    close = own == found.keys() and all(torch.allclose(tensors[k], found[k].float(), rtol=2e-3, atol=1e-6) for k in own)
+    if not own or not close or beside.parent.resolve() != path.parent.resolve():
+        raise ValueError(f"{beside} does not hold the first guess of this emulator, or is not beside {path}")
+    header["beside"] = {"file": beside.name, "sha256": sha256_of(beside)}
+    return {k: v for k, v in tensors.items() if k not in own}
+
+
+def _first_guess(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The network in an exported file as a first guess's."""
+    if not path.exists() or sha256_of(path) != sha256:
+        raise CheckpointError(f"wanted the first guess in {path} with SHA-256 {sha256[:12]}…; keep both files together")
+    with safe_open(path, "pt") as opened:
+        names = [k for k in opened.keys() if k.startswith("network.")]  # noqa: SIM118
+        return {k.replace("network.", "first_guess.", 1): opened.get_tensor(k) for k in names}

@@ -137,14 +137,15 @@ class Experiment:
         Raises StoreExistsError if there is one and it is neither to be continued nor replaced; OtherRunError if it is
         of another experiment, saying what differs.
         """
-        if path.exists() and not (resume or overwrite):
+        there = (path / "zarr.json").exists()
+        if path.exists() and not (overwrite or (resume and there)):
             raise StoreExistsError(
-                f"{path} exists; nothing was written. Choose another path, pass resume=True to go on with it, or "
-                "overwrite=True"
+                f"{path} exists{'' if there else ' and is no store'}; nothing was written. Choose another path, pass "
+                "resume=True to go on with a store, or overwrite=True"
             )
         layouts = tuple(s.layout for s in self.selections)
         dtype, packing = self.example.data.dtype, self.output.packing
-        if resume and (path / "zarr.json").exists():
+        if resume and there:
             recording = Recording(path)
             self._require_same(recording)
             recording.reopen()

@@ -1,11 +1,12 @@
 """Make the embedded sea ice's sample and train its two small emulators: the whole path from truth to weights.
 
-    python examples/train_ice.py                       # nature run 20 minutes on one core, training an hour each
-    python examples/train_ice.py --only diffusion      # one of the two
+    python examples/train_ice.py                       # nature run 20 minutes on one core, training an hour or two each
+    python examples/train_ice.py --only residual       # one of the two; the deterministic one has to be there
 
-Writes arctic.zarr.zip, arctic.safetensors (generative) and arctic_deterministic.safetensors, the files in
-emulators/embedded/. Every part can be killed and run again. To train on your own data, replace `nature_run` by the path
-of a store with a record every twelve hours.
+Writes arctic.zarr.zip, arctic_deterministic.safetensors and arctic.safetensors, the files in emulators/embedded/. The
+deterministic network is trained on noisy states, which keeps it from blowing up. The generative emulator is a diffusion
+model of what the deterministic one lacks, and needs its file beside its own. Every part can be killed and run again. To
+train on your own data, replace `nature_run` by the path of a store with a record every twelve hours.
 """
 
 from __future__ import annotations
@@ -19,9 +20,21 @@ import torch
 import xarray as xr
 from train_embedded import zipped
 
-from polynya.emulators import Field, Layout, Noise, Regional, RegionalConfig, Source, export, layout_of, open_store
+from polynya.emulators import (
+    Field,
+    Layout,
+    Noise,
+    Regional,
+    RegionalConfig,
+    Source,
+    export,
+    layout_of,
+    load,
+    open_store,
+)
 from polynya.emulators.ice_constants import fitted
 from polynya.emulators.nature_ice import STATES, arctic
+from polynya.emulators.regional_constants import residual_constants
 from polynya.emulators.regional_objectives import Denoising, Increment
 from polynya.emulators.training import Recipe, parameters, train, windows_of
 from polynya.emulators.uvit import UViTConfig
@@ -36,8 +49,9 @@ SIZE = {
 }  # fmt: skip
 # 9 network calls within these levels of noise are as good as the published 39 between -10 and 15.
 SAMPLER = {"n_steps": 5, "gamma_min": -6.0, "gamma_max": 6.0}
-OBJECTIVES = {"diffusion": Denoising(augment=False), "deterministic": Increment(augment=False)}
-FILES = {"diffusion": "arctic", "deterministic": "arctic_deterministic"}
+OBJECTIVES = {"deterministic": Increment(augment=False), "residual": Denoising(augment=False)}
+JITTER = {"deterministic": 0.2, "residual": 0.0}
+FILES = {"deterministic": "arctic_deterministic", "residual": "arctic"}
 
 
 def nature_run(work: Path, members: int = 12) -> Path:
@@ -52,17 +66,24 @@ def nature_run(work: Path, members: int = 12) -> Path:
     return store
 
 
-def untrained(dataset: xr.Dataset, kind: str) -> Regional:
-    """A network of either kind, of one size, with the constants of the training data."""
-    layout = layout_of(dataset, STATES)
-    forcing = Layout(tuple(Field(n) for n in FORCING), layout.grid, (0, 1), layout.interval)
-    sizes = {
-        "deterministic": UViTConfig(n_input=14, **SIZE),  # type: ignore[arg-type]
-        "diffusion": UViTConfig(n_input=19, n_time_hidden=64, **SIZE),  # type: ignore[arg-type]
-    }
-    config = RegionalConfig(**sizes, **SAMPLER, sees_mask=True)  # type: ignore[arg-type]
-    config = fitted(config, layout, forcing, [dataset])
-    emulator = Regional.untrained(layout, forcing, config, kind)  # type: ignore[arg-type]
+def untrained(dataset: xr.Dataset, guess: Regional | None = None) -> Regional:
+    """A deterministic network with the constants of the training data; or a diffusion model of what it lacks."""
+    if guess is None:
+        layout = layout_of(dataset, STATES)
+        forcing = Layout(tuple(Field(n) for n in FORCING), layout.grid, (0, 1), layout.interval)
+        sizes = {
+            "deterministic": UViTConfig(n_input=14, **SIZE),  # type: ignore[arg-type]
+            "diffusion": UViTConfig(n_input=24, n_time_hidden=64, **SIZE),  # type: ignore[arg-type]
+        }
+        config = RegionalConfig(**sizes, **SAMPLER, sees_mask=True)  # type: ignore[arg-type]
+        config = fitted(config, layout, forcing, [dataset])
+        emulator = Regional.untrained(layout, forcing, config, "deterministic")
+    else:
+        mean, scale = residual_constants(guess, windows_of(guess, [dataset]), 256)
+        config = replace(guess.config, residual_mean=mean, residual_scale=scale)
+        emulator = Regional.untrained(
+            guess.layout, guess.forcing_layout, config, "diffusion", first_guess=guess.network
+        )
     emulator.network.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     return emulator
 
@@ -80,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(".work"), help="where the nature run goes (1 GB)")
     parser.add_argument("--out", type=Path, default=Path("emulators/embedded"))
-    parser.add_argument("--updates", type=int, default=6000)
+    parser.add_argument("--updates", type=int, default=8000)
     parser.add_argument("--only", choices=tuple(OBJECTIVES))
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -89,18 +110,21 @@ def main() -> None:
     for kind in [given.only] if given.only else OBJECTIVES:
         early = dataset.isel(time=slice(TRAINED))
         training = early.sel(member=TRAINING)
-        emulator = untrained(training, kind)
+        beside = None if kind == "deterministic" else given.out / f"{FILES['deterministic']}.safetensors"
+        guess = None if beside is None else load(beside)
+        assert guess is None or isinstance(guess, Regional)
+        emulator = untrained(training, guess)
         print(f"{kind}: {parameters(emulator.network)} parameters")
         windows = windows_of(emulator, [training], in_memory=True)
         validation = windows_of(emulator, [early.sel(member=VALIDATION)])
         recipe = Recipe(
             given.updates, batch=8, steps=(1,), loss=OBJECTIVES[kind], learning_rate=1e-3, warmup=0.05,
-            weight_decay=0.01, decay=0.998,
+            weight_decay=0.01, decay=0.998, jitter=JITTER[kind],
         )  # fmt: skip
         trained = train(emulator, windows, recipe, folder=given.work / f"ice_{kind}", resume=True,
                         validation=validation, progress=True)  # fmt: skip
         command = f"python examples/train_ice.py --updates {given.updates}"
-        export(trained, given.out / f"{FILES[kind]}.safetensors", command=command, half=True)
+        export(trained, given.out / f"{FILES[kind]}.safetensors", command=command, half=True, beside=beside)
 
 
 if __name__ == "__main__":

@@ -305,6 +305,9 @@ def test_another_experiment_is_refused_and_told_apart(tmp_path: Path) -> None:
         rollout(Wanderer(LAYOUT), moved, steps=3, store=store, noise=Noise(3), resume=True)
     with pytest.raises(StoreExistsError):
         run(store, 3)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(StoreExistsError, match="is no store"):
+        run(tmp_path / "notes", 3, resume=True)
     assert equal(open_store(store), first)
 
 

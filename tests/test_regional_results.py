@@ -111,3 +111,24 @@ def test_files_of_other_formats_are_refused(tmp_path):
         load(tmp_path / "e.safetensors")
     with pytest.raises(TypeError, match="Samudra or Regional, got Persistence"):
         export(Persistence(layouts()[0], DAY), tmp_path / "p.safetensors")
+
+
+def test_a_first_guess_may_lie_beside(tmp_path):
+    """Two files that share a network: the same forecast, and clear errors when they are parted."""
+    whole = emulator("residual")
+    guess = replace(whole, network=whole.first_guess, first_guess=None)
+    det = export(guess, tmp_path / "det.safetensors", half=True)
+    path = export(whole, tmp_path / "res.safetensors", half=True, beside=det)
+    alone = export(whole, tmp_path / "alone.safetensors", half=True)
+    assert path.stat().st_size < 0.7 * alone.stat().st_size
+    batch = batch_of(whole)
+    state = State(batch.start, batch.time, whole.layout, (0, 1, 2))
+    forcing = State(batch.forcings[0], batch.time, whole.forcing_layout, (0, 1, 2))
+    assert torch.equal(*(load(p).step(state, forcing, Noise(0)).data for p in (path, alone)))
+    with pytest.raises(ValueError, match="does not hold the first guess"):
+        export(guess, tmp_path / "x.safetensors", beside=det)
+    with pytest.raises(ValueError, match="does not hold the first guess"):
+        export(whole, tmp_path / "x.safetensors", beside=alone)
+    det.unlink()
+    with pytest.raises(CheckpointError, match="keep both files together"):
+        load(path)
