@@ -109,7 +109,8 @@ class Recorder:
             stream.wait_event(event)
             self._put_each(parts, time)
             for part in parts:
-                part.record_stream(stream)
+                if part.is_cuda:  # a forcing may not be
+                    part.record_stream(stream)
         stream.synchronize()
 
     def _put_each(self, parts: tuple[Tensor, ...], time: cftime.datetime | None) -> None:
