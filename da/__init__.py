@@ -2,6 +2,7 @@
 
 from .analyses import ESTKF, DEnKF, EnSRF, denkf, estkf
 from .cycle import Analysis, cycle
+from .experiments import Result, Row
 from .filters import ETKF, transform
 from .finite_size import EnKFN, enkf_n, finite_size_inflation
 from .inflation import RTPP, RTPS, Adaptive, Additive, Inflated, Inflation, Multiplicative
@@ -13,6 +14,7 @@ from .operators import ObservationOperator, operator_for
 from .particles import ParticleFilter
 from .rotation import rotation
 from .serial import ensrf, serial_transform
+from .smoothers import enks, esmda, ienks, reweighted
 from .static import OI, EnOI, HybridGain
 from .stochastic import EnKF, enkf
 from .verification import Innovation, InnovationStatistics, innovation, pooled
@@ -45,21 +47,27 @@ __all__ = [
     "ParticleFilter",
     "Profiles",
     "RandomPoints",
+    "Result",
+    "Row",
     "SurfaceField",
     "cycle",
     "denkf",
     "enkf",
     "enkf_n",
+    "enks",
     "ensrf",
+    "esmda",
     "estkf",
     "finite_size_inflation",
     "gaspari_cohn",
     "great_circle",
+    "ienks",
     "innovation",
     "observe",
     "observe_state",
     "operator_for",
     "pooled",
+    "reweighted",
     "rotation",
     "serial_transform",
     "transform",

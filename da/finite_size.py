@@ -55,7 +55,7 @@ def finite_size_inflation(
     N = Y.shape[-1]
     weighted = (Y if rho is None else Y * rho.unsqueeze(-1)).mT
     C, b = weighted @ Y, (weighted @ d.unsqueeze(-1)).squeeze(-1)
-    e, c = _prior(C, N, xN, nullity, mode_correction)
+    e, c = cost_prior(C, N, xN, nullity, mode_correction)
     zeta = _minimum(C.detach(), b.detach(), e.detach(), c.detach())
     # One more Newton step, in ln ζ and with everything's derivatives: the implicit function theorem.
     eye = torch.eye(N, dtype=Y.dtype, device=Y.device)
@@ -98,13 +98,13 @@ def enkf_n(
         return T, w
     weighted = (Y if rho is None else Y * rho.unsqueeze(-1)).mT
     C, zeta = weighted @ Y, (N - 1) / factor**2
-    _, c = _prior(C, N, xN, nullity, mode_correction)
+    _, c = cost_prior(C, N, xN, nullity, mode_correction)
     eye = torch.eye(N, dtype=Y.dtype, device=Y.device)
     outer = w.unsqueeze(-1) * w.unsqueeze(-2) * (2 * zeta**2 / c)[..., None, None]
     return (N - 1) ** 0.5 * inverse_root(C + zeta[..., None, None] * eye - outer), w
 
 
-def _prior(C: Tensor, N: int, xN: float | Tensor, nullity: int, mode_correction: bool) -> tuple[Tensor, Tensor]:
+def cost_prior(C: Tensor, N: int, xN: float | Tensor, nullity: int, mode_correction: bool) -> tuple[Tensor, Tensor]:
     """e and c, (...)."""
     ones = torch.ones(C.shape[:-2], dtype=C.dtype, device=C.device)
     e, c = ones * ((N + 1) / N), ones * (N + nullity)

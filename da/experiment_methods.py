@@ -1,0 +1,345 @@
+"""The methods of twin experiments, each a few lines above its array function, for batches of replicates.
+
+Members are (replicate, member, point) here, as models want them; the array functions take their transpose. As in the
+literature's tables, inflation multiplies the anomalies after the analysis, and random rotations come last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..emulators import Noise
+from .analyses import denkf, estkf
+from .experiment_systems import Drawn, Setup
+from .filters import transform
+from .finite_size import enkf_n
+from .localise import gaspari_cohn
+from .particles import effective_size, log_weights, systematic
+from .rotation import rotation
+from .serial import colours_of, ensrf, serial_transform
+from .smoothers import enks, ienks, reweighted
+from .stochastic import enkf
+
+if TYPE_CHECKING:
+    from .experiments import Row
+
+HALF_WIDTH = 1.82
+"""Half width of the taper over the "radius" of the reference tables, where a Gaussian would be exp(-1/2)."""
+
+_HUGE = 1e4  # a forecast beyond has failed
+_COLUMNS = 4096  # columns of a local analysis that are solved together
+_DEGENERATE = 1e-5  # 1 - Σ w² of particles below which one has all the weight
+_DIFFERENCE = 1e-4  # of the tangent linear model by central differences: exact to 1e-8
+
+
+class Estimate(NamedTuple):
+    """What a method knows after an observation."""
+
+    mean: Tensor  # (replicate, point)
+    spread: Tensor  # (replicate,), root of the mean variance
+    smoothed: Tensor | None = None  # mean (replicate, point) as many cycles ago as the lag
+
+
+def spread(E: Tensor) -> Tensor:
+    """Root of the mean variance of members (replicate, member, point), (replicate,)."""
+    return E.var(1).mean(-1).sqrt()
+
+
+class Method:
+    """What all methods share: the row, forecasts that may fail, inflation and rotation; not a method itself."""
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        self.row, self.setup, self.noise = row, setup, noise
+        self.E, self._spare = E, E
+        self.failed = torch.zeros(len(E), dtype=torch.bool)
+        N = E.shape[1]
+        self._rotations = Drawn(noise.stream("rotation"), len(E), (N, max(N - 1, 1)))
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """Forecast to the observations y (replicate, observation) of a cycle, and analysis."""
+        raise NotImplementedError
+
+    def forecast(self, E: Tensor) -> Tensor:
+        """(replicate, member, point) one cycle later; replicates that failed begin anew, and are remembered."""
+        E = self.setup.advance(E)
+        bad = ~(E.abs() < _HUGE).flatten(1).all(1)
+        if bool(bad.any()):
+            self.failed |= bad
+            spare = self._spare[:, torch.arange(E.shape[1]) % self._spare.shape[1]]
+            E = torch.where(bad[:, None, None], spare, E)
+        return E
+
+    def departures(self, E: Tensor, cycle: int, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Y (replicate, observation, member) and d (replicate, observation), divided by the errors."""
+        seen = E[..., self.setup.observed(cycle)] / self.setup.error
+        mean = seen.mean(1)
+        return (seen - mean[:, None]).mT, y / self.setup.error - mean
+
+    def rotated(self, cycle: int) -> Tensor | None:
+        """U (replicate, member, member) of a cycle, or None."""
+        return rotation(self._rotations.at(cycle)) if self.row.rotation else None
+
+    def inflated(self, E: Tensor, cycle: int) -> Tensor:
+        """Inflation and rotation of (replicate, member, point), where the row wants them."""
+        U = self.rotated(cycle)
+        if U is None and self.row.inflation == 1:
+            return E
+        mean = E.mean(1, keepdim=True)
+        X = self.row.inflation * (E - mean)
+        return mean + (X if U is None else U.mT @ X)
+
+
+class Filter(Method):
+    """The filters with one T and w for all points."""
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        super().__init__(row, setup, noise, E)
+        shape = (len(setup.observed(0)), E.shape[1])
+        self._perturbations = Drawn(noise.stream("perturbed observations"), len(E), shape)
+
+    def weights(self, Y: Tensor, d: Tensor, cycle: int) -> tuple[Tensor, Tensor]:
+        """T (replicate, member, member) and w (replicate, member), without inflation."""
+        match self.row.kind:
+            case "enkf":
+                return enkf(Y, d, self._perturbations.at(cycle))
+            case "denkf":
+                return denkf(Y, d)
+            case "estkf":
+                return estkf(Y, d)
+            case "ensrf":
+                return serial_transform(Y, d)
+            case "enkfn":
+                return enkf_n(Y, d, xN=self.row.xN or 1.0)
+        return transform(Y, d)
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """As `Method.step`."""
+        E = self.forecast(self.E)
+        T, w = self.weights(*self.departures(E, cycle, y), cycle)
+        U = self.rotated(cycle)
+        T = self.row.inflation * (T if U is None else T @ U)
+        self.E = reweighted(E.mT, T, w).mT
+        return Estimate(self.E.mean(1), spread(self.E))
+
+
+class Smoother(Filter):
+    """The EnKS: the ETKF, and its weights for the cycles within the lag; only the newest is inflated."""
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        super().__init__(row, setup, noise, E)
+        self._window: deque[Tensor] = deque(maxlen=row.lag + 1)
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """As `Method.step`."""
+        E = self.forecast(self.E)
+        T, w = transform(*self.departures(E, cycle, y))
+        U = self.rotated(cycle)
+        if U is not None:
+            T = T @ U
+        self._window.append(E)
+        past = enks(torch.stack(list(self._window)).mT, T, w).mT
+        mean = past[-1].mean(1, keepdim=True)
+        self.E = mean + self.row.inflation * (past[-1] - mean)
+        self._window.extend((*past[:-1], self.E))
+        return Estimate(self.E.mean(1), spread(self.E), past[0].mean(1))
+
+
+class Local(Method):
+    """The LETKF, and the serial filter with a taper of the covariance."""
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        super().__init__(row, setup, noise, E)
+        self._half_width = HALF_WIDTH * (row.localisation or 0.0)
+        self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+
+    def _near(self, observed: Tensor) -> tuple[Tensor, Tensor]:
+        if self._last is None or not torch.equal(self._last[0], observed):
+            self._last = observed, self.setup.near(observed, self._half_width)
+        return self._last[1]
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """As `Method.step`."""
+        E, observed = self.forecast(self.E), self.setup.observed(cycle)
+        Y, d = self.departures(E, cycle, y)
+        E = self._serial(E, Y, d, observed) if self.row.kind == "ensrf" else self._columns(E, Y, d, observed)
+        self.E = self.inflated(E, cycle)
+        return Estimate(self.E.mean(1), spread(self.E))
+
+    def _columns(self, E: Tensor, Y: Tensor, d: Tensor, observed: Tensor) -> Tensor:
+        (near, rho), out, mean = self._near(observed), [], E.mean(1, keepdim=True)
+        rows = (E - mean).mT.unsqueeze(-2)  # (replicate, point, 1, member)
+        for part in torch.split(torch.arange(self.setup.n), max(1, _COLUMNS // len(E))):
+            local = Y[:, near[part]], d[:, near[part]], rho[part]
+            T, w = transform(*local) if self.row.xN is None else enkf_n(*local, xN=self.row.xN)
+            out.append((rows[:, part] @ (T + w.unsqueeze(-1))).squeeze(-2))
+        return mean + torch.cat(out, 1).mT
+
+    def _serial(self, E: Tensor, Y: Tensor, d: Tensor, observed: Tensor) -> Tensor:
+        if self._last is None or not torch.equal(self._last[0], observed):
+            rho, rho_observed = (
+                gaspari_cohn(self.setup.distance(observed, points), half_width=self._half_width)
+                for points in (torch.arange(self.setup.n), observed)
+            )
+            self._last = observed, (rho, rho_observed)
+            self._colours = colours_of(rho, rho_observed)
+        rho, rho_observed = self._last[1]
+        return ensrf(E.mT, Y, d, rho, rho_observed, colours=self._colours).mT
+
+
+class Iterative(Method):
+    """The IEnKS: members are those of the beginning of a window of `lag` cycles, which moves on by one."""
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        super().__init__(row, setup, noise, E)
+        self._behind = 0  # cycles from the members to the last observation
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """As `Method.step`."""
+        lag = self.row.lag
+        if lag == 0:
+            self.E = self.forecast(self.E)
+        else:
+            self._behind += 1
+        points, error = self.setup.observed(cycle), self.setup.error
+
+        def observed(E: Tensor) -> Tensor:
+            return self._end(E.mT)[..., points].mT / error
+
+        found = ienks(
+            self.E.mT,
+            observed,
+            y / error,
+            bundle=self.row.bundle,
+            xN=self.row.xN,
+            iterations=self.row.iterations,
+        )
+        begin = reweighted(self.E.mT, found.T, found.w).mT
+        now = self._end(begin)
+        smoothed = begin.mean(1) if self._behind == lag else None
+        self.E = self.inflated(begin, cycle)
+        if lag and self._behind == lag:
+            self.E = now if lag == 1 and self.E is begin else self.forecast(self.E)
+            self._behind -= 1
+        return Estimate(now.mean(1), spread(now), smoothed)
+
+    def _end(self, E: Tensor) -> Tensor:
+        for _ in range(self._behind):
+            E = self.forecast(E)
+        return E
+
+
+class Particles(Method):
+    """The bootstrap particle filter, resampled when few members carry the weight; copies are jittered.
+
+    Jitter is normal with the covariance of the weighted members times (regularisation · N^(-1/(n+4)))², n the number of
+    points; members that were drawn once are left as they are. Where one member has all the weight the truth is lost,
+    and the covariance is that of equal weights: members spread and may find it again.
+    """
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        super().__init__(row, setup, noise, E)
+        R, N, n = E.shape
+        self._w = torch.full((R, N), 1 / N, dtype=E.dtype).log()
+        self._u = Drawn(noise.stream("resampling"), R, (1,))
+        self._jitter = Drawn(noise.stream("jitter"), R, (N, n))
+        self._bandwidth = row.regularisation * N ** (-1 / (n + 4))
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """As `Method.step`."""
+        E = self.forecast(self.E)
+        self._w = log_weights(*self.departures(E, cycle, y), self._w)
+        w = self._w.exp().unsqueeze(-1)
+        mean, covariance = self._moments(E, w)
+        estimate = Estimate(mean, covariance.diagonal(dim1=-2, dim2=-1).mean(-1).sqrt())
+        few = effective_size(self._w) <= self.row.resample * E.shape[1]
+        u = (1 + torch.erf(self._u.at(cycle)[:, 0] / 2**0.5)) / 2
+        ancestor = systematic(self._w, u)
+        lost = (1 - (w**2).sum(1, keepdim=True) < _DEGENERATE).expand_as(w)
+        _, covariance = self._moments(E, torch.where(lost, 1 / E.shape[1], w))
+        tiny = 1e-12 * (1 + covariance.diagonal(dim1=-2, dim2=-1).sum(-1))
+        root = torch.linalg.cholesky(covariance + tiny[:, None, None] * torch.eye(E.shape[-1], dtype=E.dtype))
+        jitter = self._bandwidth * self._jitter.at(cycle) @ root.mT
+        copies = torch.zeros_like(ancestor).scatter_add(1, ancestor, torch.ones_like(ancestor)).gather(1, ancestor)
+        jitter = jitter * (copies > 1).unsqueeze(-1)
+        drawn = E.gather(1, ancestor.unsqueeze(-1).expand_as(E)) + jitter
+        self.E = torch.where(few[:, None, None], drawn, E)
+        self._w = torch.where(few[:, None], torch.full_like(self._w, -math.log(E.shape[1])), self._w)
+        return estimate
+
+    @staticmethod
+    def _moments(E: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (replicate, point) and covariance of members (replicate, member, point) of weights (..., 1)."""
+        mean = (w * E).sum(1)
+        X = E - mean[:, None]
+        unbiased = 1 - (w**2).sum((1, 2)).clamp(max=1 - _DEGENERATE)
+        return mean, X.mT @ (w * X) / unbiased[:, None, None]
+
+
+class Static(Method):
+    """Climatology, optimal interpolation into it, and 3D-Var with its covariance times `scale`."""
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        super().__init__(row, setup, noise, setup.first(len(E))[:, None])
+        self._mean, B = setup.climatology()
+        self._B = B * (row.scale if row.kind == "3dvar" else 1.0)
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """As `Method.step`."""
+        points, B = self.setup.observed(cycle), self._B
+        x = self.forecast(self.E)[:, 0] if self.row.kind == "3dvar" else self._mean.expand(len(y), -1)
+        if self.row.kind != "climatology":
+            R = self.setup.error**2 * torch.eye(len(points), dtype=B.dtype)
+            K = torch.linalg.solve(B[points][:, points] + R, B[points]).mT
+            x, B = x + (y - x[:, points]) @ K.mT, B - K @ B[points]
+        self.E = x[:, None]
+        return Estimate(x, B.diagonal().mean().sqrt().expand(len(y)))
+
+
+class Extended(Method):
+    """The extended Kalman filter; `inflation` multiplies the covariance, per time unit."""
+
+    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
+        super().__init__(row, setup, noise, setup.first(len(E))[:, None])
+        eye = torch.eye(setup.n, dtype=torch.float64)
+        self._P = (setup.kind.variance or 1.0) * eye.expand(len(E), -1, -1)
+
+    def step(self, cycle: int, y: Tensor) -> Estimate:
+        """As `Method.step`."""
+        n, points = self.setup.n, self.setup.observed(cycle)
+        steps = _DIFFERENCE * torch.eye(n, dtype=self.E.dtype)
+        x = self.forecast(torch.cat([self.E, self.E + steps, self.E - steps], 1))
+        F = (x[:, 1 : n + 1] - x[:, n + 1 :]).mT / (2 * _DIFFERENCE)
+        P = self.row.inflation**self.setup.interval * (F @ self._P @ F.mT)
+        mean = x[:, 0]
+        R = self.setup.error**2 * torch.eye(len(points), dtype=P.dtype)
+        K = torch.linalg.solve(P[:, points][:, :, points] + R, P[:, points]).mT
+        mean = mean + (K @ (y - mean[:, points]).unsqueeze(-1)).squeeze(-1)
+        P = P - K @ P[:, points]
+        self.E, self._P = mean[:, None], (P + P.mT) / 2
+        return Estimate(mean, P.diagonal(dim1=-2, dim2=-1).mean(-1).sqrt())
+
+
+METHODS: dict[str, type[Method]] = {
+    "climatology": Static,
+    "oi": Static,
+    "3dvar": Static,
+    "extkf": Extended,
+    "enkf": Filter,
+    "denkf": Filter,
+    "etkf": Filter,
+    "estkf": Filter,
+    "ensrf": Filter,
+    "enkfn": Filter,
+    "letkf": Local,
+    "enks": Smoother,
+    "ienks": Iterative,
+    "pf": Particles,
+}
+"""By name without case, spaces and hyphens; "ensrf" with a localisation is `Local`."""
+
+WITHOUT_MEMBERS = ("climatology", "oi", "3dvar", "extkf")
