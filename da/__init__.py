@@ -17,7 +17,9 @@ from .serial import ensrf, serial_transform
 from .smoothers import enks, esmda, ienks, reweighted
 from .static import OI, EnOI, HybridGain
 from .stochastic import EnKF, enkf
+from .superob import superobbed
 from .verification import Innovation, InnovationStatistics, innovation, pooled
+from .weights import Weights
 
 __all__ = [
     "ESTKF",
@@ -50,6 +52,7 @@ __all__ = [
     "Result",
     "Row",
     "SurfaceField",
+    "Weights",
     "cycle",
     "denkf",
     "enkf",
@@ -70,5 +73,6 @@ __all__ = [
     "reweighted",
     "rotation",
     "serial_transform",
+    "superobbed",
     "transform",
 ]

@@ -12,15 +12,20 @@ which is 5/24 at the half width and exactly 0 from `support = 2 half_width` on. 
 Neighbours are found with a k-d tree of unit vectors, block of columns by block of columns: nothing of size
 observations x columns ever exists. A sector that repeats in longitude (`period` < 360 degrees) has its
 observations copied one period to the east and west.
+
+Distance on the sphere does not see land: `BasinObservations` keeps apart what labels of basins keep apart.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import torch
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -140,3 +145,70 @@ class LocalObservations:
         distance = np.where((east >= -self.period / 2) & (east < self.period / 2), distance, np.inf)
         order = np.argsort(distance, axis=1, kind="stable")[:, : self.most]
         return np.take_along_axis(index, order, 1), np.take_along_axis(distance, order, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class BasinObservations:
+    """Which observations are near a column and in its basin: `LocalObservations` for each label.
+
+    Attributes:
+        lat, lon: of the observations, degrees (observation,).
+        basin: their labels, (observation,) integers; 0 is near columns of any label.
+        support, most, period: as in `LocalObservations`; `most` counts those of the basin only.
+    """
+
+    lat: np.ndarray
+    lon: np.ndarray
+    basin: np.ndarray
+    support: float
+    most: int
+    period: float = 360.0
+    _of: dict[int, tuple[np.ndarray, LocalObservations]] = field(default_factory=dict, init=False, repr=False)
+
+    def near(self, lat: np.ndarray, lon: np.ndarray, basin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The observations near each of some columns, nearest first.
+
+        Args:
+            lat, lon: of the columns, degrees (column,).
+            basin: their labels, (column,) integers; a column of label 0 sees the observations of all.
+
+        Returns observation numbers and distances (m), both (column, near), padded as by `LocalObservations.near`.
+        """
+        labels = np.unique(basin)
+        parts = [(basin == label, *self._near_in(int(label), lat, lon, basin == label)) for label in labels]
+        longest = max((distance.shape[1] for _, _, distance in parts), default=0)
+        index, away = np.zeros((len(lat), longest), np.int64), np.full((len(lat), longest), np.inf)
+        for here, number, distance in parts:
+            index[here, : distance.shape[1]], away[here, : distance.shape[1]] = number, distance
+        return index, away
+
+    def _near_in(self, label: int, lat: np.ndarray, lon: np.ndarray, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if label not in self._of:
+            seen = (self.basin == label) | (self.basin == 0) | (label == 0)
+            rows = np.flatnonzero(seen)
+            local = LocalObservations(self.lat[rows], self.lon[rows], self.support, self.most, self.period)
+            self._of[label] = rows, local
+        rows, local = self._of[label]
+        if not len(rows):
+            return np.zeros((int(here.sum()), 0), np.int64), np.zeros((int(here.sum()), 0))
+        index, distance = local.near(lat[here], lon[here])
+        return rows[index], distance
+
+
+def connected_basins(wet: np.ndarray, *, periodic: bool = False) -> np.ndarray:
+    """Labels of the parts of an ocean that are connected through the sides of cells.
+
+    Args:
+        wet: (y, x) bool.
+        periodic: whether the last column is beside the first.
+
+    Returns (y, x) integers from 1, in order of their first cell; 0 on land.
+    """
+    labels, number = ndimage.label(wet)
+    if periodic and number:
+        seam = wet[:, 0] & wet[:, -1]
+        a, b = labels[seam, 0] - 1, labels[seam, -1] - 1
+        joined = coo_array((np.ones(len(a)), (a, b)), shape=(number, number))
+        _, component = connected_components(joined, directed=False)
+        labels = np.append(0, component + 1)[labels]
+    return np.asarray(labels, dtype=np.int64)
