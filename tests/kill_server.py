@@ -28,7 +28,6 @@ from polynya.emulators import Noise
 from polynya.ensembles import Moments, Output, Packed, Quantiles, plan, rollout, shards, verify
 from polynya.ensembles.plan import Plan
 
-shards._SHARD_BYTES = shards._CHUNK_BYTES = 3000.0  # shards of a few records
 LAYOUT, MEMBERS = small_layout(), tuple(range(7))
 OUTPUTS = (
     Output(),
@@ -85,6 +84,7 @@ def child(store: Path, case: int, made: Plan) -> int:
 
 def main(folder: Path, kills: int, seed: int) -> int:
     """Kill, resume, compare."""
+    shards._SHARD_BYTES = shards._CHUNK_BYTES = 3000.0  # shards of a few records
     torch.set_num_threads(1)
     chance, killed, runs, started = random.Random(seed), 0, 0, time.monotonic()
     made = plan(Wanderer(LAYOUT), random_state(LAYOUT, (0,)), members=MEMBERS, steps=1, probe=False)
