@@ -231,7 +231,7 @@ class Calm:
         return State(zeros, time, self.layout, tuple(members))
 
 
-def overhead(steps: int = 3) -> list[str]:
+def overhead(steps: int = 8) -> list[str]:
     """The whole driver - checks, forcing, recording, statistics - against the network alone."""
     fields = (Field("thetao", 19), Field("so", 19), Field("uo", 19), Field("vo", 19), Field("zos"))
     layout = ocean(fields)
@@ -239,7 +239,7 @@ def overhead(steps: int = 3) -> list[str]:
     calm = Calm(emulator.forcing_layout)  # type: ignore[arg-type]
     bare, driven = [], []
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(1):
             begin = time.process_time()
             for _ in islice(trajectory(emulator, state, calm), steps + 1):  # type: ignore[arg-type]
                 pass
@@ -255,10 +255,10 @@ def overhead(steps: int = 3) -> list[str]:
                     statistics=[Moments("thetao")],  # type: ignore[arg-type]
                 )
                 driven.append(time.process_time() - begin)
-    a, b = statistics.median(bare), statistics.median(driven)
+    a, b = min(bare), min(driven)
     return [
         f"Network of {sum(p.numel() for p in emulator.network.parameters()) / 1e6:.0f} million parameters, {steps} "
-        "steps of one member with recording of every value and a statistic, median of 3 interleaved:",
+        "steps of one member with recording of every value and a statistic, one round:",
         "",
         f"- {'PASS' if b / a <= 1.05 else 'FAIL'}  bare {a:.2f} CPU s, driven {b:.2f} CPU s: {b / a - 1:+.1%}, at most "
         "+5 %",
@@ -282,7 +282,7 @@ def memory(gigabytes: float) -> list[str]:
         started = time.perf_counter()
         run = rollout(
             emulator, begin, steps=steps, store=Path(folder) / "a.zarr", members=range(members), plan=planned,
-            output=Output(packing=Packed()), statistics=[Moments("zos")],
+            output=Output(packing=Packed({"thetao": (-10.0, 60.0), "zos": (-50.0, 50.0)})), statistics=[Moments("zos")],
         )  # fmt: skip
         wall = time.perf_counter() - started
         size = sum(f.stat().st_size for f in (Path(folder) / "a.zarr").rglob("*") if f.is_file()) / 1e9
