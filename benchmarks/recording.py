@@ -184,8 +184,8 @@ def io(rounds: int) -> list[str]:
 def overlap() -> list[str]:
     """A step that waits for a device, as a host does: how much of the time of writing is hidden."""
     layout = ocean((Field("thetao", 19),))
-    played, steps = made(layout, 8), 12
-    waiting, state, idle = Playback(layout, played, 0.6), played[0], ([*played] * 3)[: steps + 1]
+    played, steps = made(layout, 8), 40
+    waiting, state, idle = Playback(layout, played, 0.6), played[0], ([*played] * 9)[: steps + 1]
     found = {}
     for name, packing in (("float32", Exact()), ("int16", Packed())):
         with tempfile.TemporaryDirectory() as folder:

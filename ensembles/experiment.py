@@ -137,10 +137,10 @@ class Experiment:
         Raises StoreExistsError if there is one and it is neither to be continued nor replaced; OtherRunError if it is
         of another experiment, saying what differs.
         """
-        there = (path / "zarr.json").exists()
+        there = (path / "blocks" / "zarr.json").exists()
         if path.exists() and not (overwrite or (resume and there)):
             raise StoreExistsError(
-                f"{path} exists{'' if there else ' and is no store'}; nothing was written. Choose another path, pass "
+                f"{path} exists{'' if there else ' and is no store of a run'}; nothing was written. Choose another path, pass "
                 "resume=True to go on with a store, or overwrite=True"
             )
         layouts = tuple(s.layout for s in self.selections)

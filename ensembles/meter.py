@@ -62,11 +62,12 @@ class Achieved:
 
     def __str__(self) -> str:
         part = "" if self.fraction is None else f", {self.fraction:.0%} of the measured rate"
+        rate = f" at {si(self.achieved_flops, 'FLOP/s')}{part}" if self.operations else ""  # which only a plan counts
         return "\n".join(
             (
                 f"{self.member_steps:,} member-steps in {short(self.wall)}: "
                 f"{self.member_steps_per_second:,.3g} a second, {self.member_years_per_day:,.0f} member-years a day",
-                f"steps {short(self.in_steps)} at {si(self.achieved_flops, 'FLOP/s')}{part}",
+                f"steps {short(self.in_steps)}{rate}",
                 f"waiting for the writer {short(self.stalled)} ({self.stall_fraction:.1%})",
                 f"peak memory {si(self.peak_memory, 'B')}",
             )

@@ -228,8 +228,8 @@ def _stream(
 
 
 def recorded(store: str | Path) -> list[cftime.datetime]:
-    """Times that are fully on disk, whether a store is complete or not; empty if there is no store."""
-    if not (Path(store) / "zarr.json").exists():
+    """Times that are fully on disk, whether a store is complete or not; empty if there is none that we recorded."""
+    if not (Path(store) / "blocks" / "zarr.json").exists():
         return []
     recording = Recording(Path(store))
     return recording.dates()[: min((whole(b, "kept") for b in recording.blocks()), default=0)]

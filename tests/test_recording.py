@@ -306,7 +306,7 @@ def test_another_experiment_is_refused_and_told_apart(tmp_path: Path) -> None:
     with pytest.raises(StoreExistsError):
         run(store, 3)
     (tmp_path / "notes").mkdir()
-    with pytest.raises(StoreExistsError, match="is no store"):
+    with pytest.raises(StoreExistsError, match="is no store of a run"):
         run(tmp_path / "notes", 3, resume=True)
     assert equal(open_store(store), first)
 
