@@ -140,8 +140,8 @@ class Experiment:
         there = (path / "blocks" / "zarr.json").exists()
         if path.exists() and not (overwrite or (resume and there)):
             raise StoreExistsError(
-                f"{path} exists{'' if there else ' and is no store of a run'}; nothing was written. Choose another path, pass "
-                "resume=True to go on with a store, or overwrite=True"
+                f"{path} exists{'' if there else ' and is no store of a run'}; nothing was written. Choose another "
+                "path, pass resume=True to go on with a store, or overwrite=True"
             )
         layouts = tuple(s.layout for s in self.selections)
         dtype, packing = self.example.data.dtype, self.output.packing
