@@ -10,7 +10,7 @@
    not found it is replaced by a plain NumPy loop over columns with given lists of observations: a stand-in.
 
 Seconds are CPU seconds of one thread, so other work on the machine matters little. Install DAPPER beside, not
-into, this environment: python -m venv /tmp/dapper && /tmp/dapper/bin/pip install dapper, and give its folder.
+into, this environment: python -m venv DAPPER && DAPPER/bin/pip install dapper, and give its folder.
 With --record the tables are kept as benchmarks/results/letkf.md.
 """
 
