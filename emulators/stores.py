@@ -34,8 +34,12 @@ class StoreExistsError(FileExistsError):
     """There is something at the path already; nothing was touched."""
 
 
-def open_zarr(path: str | Path) -> xr.Dataset:
+def open_zarr(path: str | Path, group: str | None = None) -> xr.Dataset:
     """A Zarr store (a folder, a URL, or one `.zip` file) as it is: unread, not yet in chunks, with cftime dates.
+
+    Args:
+        path: of the store.
+        group: in it; default its root.
 
     Raises FileNotFoundError if there is nothing at the path, SourceError if it is no Zarr store.
     """
@@ -46,7 +50,8 @@ def open_zarr(path: str | Path) -> xr.Dataset:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Failed to open Zarr store with consolidated metadata")
             coder = xr.coders.CFDatetimeCoder(use_cftime=True)
-            return xr.open_dataset(store, engine="zarr", chunks=None, cache=False, decode_times=coder)  # type: ignore[arg-type]
+            how = {"engine": "zarr", "group": group, "chunks": None, "cache": False, "decode_times": coder}
+            return xr.open_dataset(store, **how)  # type: ignore[arg-type]
     except Exception as error:
         raise SourceError(
             f"{path} cannot be read as a Zarr store ({type(error).__name__}: {error}); if a run was cut short, "

@@ -86,11 +86,10 @@ class Background:
 
     Attributes:
         waited: seconds that `do` and leaving had to wait.
-        busy: seconds of work.
     """
 
     def __init__(self, depth: int = 2) -> None:
-        self.waited = self.busy = 0.0
+        self.waited = 0.0
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue(depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="polynya-writer", daemon=True)
@@ -124,9 +123,7 @@ class Background:
         while (task := self._tasks.get()) is not None:
             if self._error is not None:
                 continue  # what follows a failure is not written
-            begin = time.perf_counter()
             try:
                 task()
-            except BaseException as error:
+            except BaseException as error:  # raised again where the next task is given
                 self._error = error
-            self.busy += time.perf_counter() - begin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -211,11 +211,11 @@ class Experiment:
         for (first, stop), names in have.items():
             more = [n for n in self.variables if n not in names]
             if more:
-                recording.add_block(slice(first, stop), self.members[first:stop], more, statistics=False)
+                recording.add_block(slice(first, stop), more, statistics=False)
         begin = max((stop for _, stop in have), default=0)
         while begin < len(self.members):  # a block ends where shards do
             stop = min(begin - begin % recording.wave + recording.wave, len(self.members))
-            recording.add_block(slice(begin, stop), self.members[begin:stop], self.variables, statistics=True)
+            recording.add_block(slice(begin, stop), self.variables, statistics=True)
             begin = stop
 
     def blocks(self, recording: Recording) -> Iterator[Block]:
@@ -227,15 +227,26 @@ class Experiment:
 
 
 def weights_of(emulator: object) -> str:
-    """A digest of the numbers in an emulator's networks, "" if it has none; whoever wraps it changes nothing."""
-    network, inner = getattr(emulator, "network", None), getattr(emulator, "emulator", None)
-    if isinstance(network, nn.Module):
-        digest = hashlib.sha256()
+    """A digest of the numbers in all networks of an emulator and of those inside it, "" if there are none."""
+    networks = list(_networks(emulator))
+    digest = hashlib.sha256()
+    for network in networks:
         for name, value in sorted(network.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
-    return weights_of(inner) if inner is not None else ""
+    return digest.hexdigest()[:16] if networks else ""
+
+
+def _networks(part: object) -> Iterator[nn.Module]:
+    """Networks in the fields of an emulator, of emulators it is made of, and in tuples of them."""
+    if isinstance(part, nn.Module):
+        yield part
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _networks(one)
+    elif is_dataclass(part) and hasattr(part, "step"):
+        for f in fields(part):
+            yield from _networks(getattr(part, f.name))
 
 
 def require_finite(state: State, what: str) -> None:

@@ -153,6 +153,4 @@ def ensemble_statistics(store: str | Path) -> xr.Dataset:
         raise SourceError(f"{store} is incomplete: finish it with `rollout(..., resume=True)`")
     if not (Path(store) / "statistics" / "zarr.json").exists():
         raise SourceError(f"{store} has no statistics; ask for some with `rollout(..., statistics=[Moments(...)])`")
-    coder = xr.coders.CFDatetimeCoder(use_cftime=True)
-    found: xr.Dataset = xr.open_zarr(store, group="statistics", decode_times=coder)
-    return found
+    return open_zarr(store, "statistics").chunk({})

@@ -47,10 +47,6 @@ class Output:
         if self.depth is not None and not self.depth[0] <= self.depth[1]:
             raise ValueError(f"depth goes from above to below in m, got {self.depth}")
 
-    def kept(self, records: int) -> int:
-        """How many records of a store come from so many records of a run."""
-        return records // self.every if self.mean else -(-records // self.every)
-
     def selection(self, layout: Layout) -> Selection:
         """What is kept of states of this layout.
 

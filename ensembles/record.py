@@ -186,7 +186,7 @@ def record(
             provenance=made_by(first, provenance), overwrite=overwrite,
         )  # fmt: skip
         names = [n for layout in kept for n in layout.names]
-        group = recording.add_block(slice(0, len(first.members)), first.members, names)
+        group = recording.add_block(slice(0, len(first.members)), names)
     _stream(
         first,
         come,

@@ -146,7 +146,7 @@ class Recording:
     def _create(self, layout: Layout, f: Field, dtype: torch.dtype, packing: Packing, mean: bool) -> None:
         lev = {"lev": f.levels} if f.levels else {}
         sizes = {
-            "member": self._array("member").shape[0], "time": self._array("time").shape[0], **lev,
+            "member": self.array("member").shape[0], "time": self.array("time").shape[0], **lev,
             **dict(zip(layout.dims, layout.shape[1:], strict=True)),
         }  # fmt: skip
         said = {**attributes(f.name), **packing.attributes(f.name), "cell_measures": "area: areacello"}
@@ -161,7 +161,8 @@ class Recording:
 
     # --- what is there ---------------------------------------------------------------------------
 
-    def _array(self, name: str) -> Array:
+    def array(self, name: str) -> Array:
+        """The array of a variable or coordinate."""
         array = self.group[name]
         assert isinstance(array, zarr.Array)
         return array
@@ -171,19 +172,15 @@ class Recording:
         assert isinstance(group, zarr.Group)
         return group
 
-    def array(self, name: str) -> Array:
-        """The array of a variable."""
-        return self._array(name)
-
     @property
     def members(self) -> tuple[int, ...]:
         """Numbers of the members, in order."""
-        return tuple(np.asarray(self._array("member")[:]).tolist())
+        return tuple(np.asarray(self.array("member")[:]).tolist())
 
     @property
     def calendar(self) -> str:
         """Of its dates."""
-        return str(self._array("time").attrs["calendar"])
+        return str(self.array("time").attrs["calendar"])
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -192,7 +189,7 @@ class Recording:
 
     def dates(self) -> list[cftime.datetime]:
         """All dates, whether the records are there or not."""
-        numbers = np.asarray(self._array("time")[:])
+        numbers = np.asarray(self.array("time")[:])
         return list(np.atleast_1d(cftime.num2date(numbers, TIME_UNITS, self.calendar))) if len(numbers) else []
 
     def blocks(self) -> list[zarr.Group]:
@@ -206,15 +203,13 @@ class Recording:
         """How many members a block has, but for the last."""
         return whole(self._group("blocks"), "wave")
 
-    def add_block(
-        self, rows: slice, members: Sequence[int], variables: Sequence[str], statistics: bool = False
-    ) -> zarr.Group:
-        """A block more, of members at these rows, which counts in the statistics or not."""
+    def add_block(self, rows: slice, variables: Sequence[str], statistics: bool = False) -> zarr.Group:
+        """A block more, of the members at these rows, which counts in the statistics or not."""
         parent = self._group("blocks")
         number = whole(parent, "count")
         block = parent.create_group(
             str(number), overwrite=True,
-            attributes={"first": rows.start, "stop": rows.stop, "members": list(members), "variables": list(variables),
+            attributes={"first": rows.start, "stop": rows.stop, "variables": list(variables),
                         "statistics": statistics, "records": 0, "kept": 0, "steps": 0, "restart": None},
         )  # fmt: skip
         parent.attrs["count"] = number + 1
@@ -224,9 +219,9 @@ class Recording:
 
     def reopen(self) -> None:
         """Say that it is no longer complete, and clear what a killed process left."""
+        self.group.attrs["status"] = "recording"  # first: what follows leaves it incomplete
         self.files.sweep()
         shutil.rmtree(self.path / "statistics", ignore_errors=True)  # which are merged again
-        self.group.attrs["status"] = "recording"
 
     def extend_time(self, numbers: np.ndarray, bounds: np.ndarray | None = None) -> None:
         """Make it as long as these dates, which begin with those that are there."""
@@ -235,13 +230,13 @@ class Recording:
                 array.resize((array.shape[0], len(numbers), *array.shape[2:]))
         for name, values in (("time_bnds", bounds), ("time", numbers)):
             if values is not None:
-                stamp = self._array(name)
+                stamp = self.array(name)
                 stamp.resize(values.shape)
                 stamp[...] = values  # all: a run may have been killed after it made room
 
     def append_time(self, date: cftime.datetime) -> int:
         """One date more; how many there are. The arrays are then to be made as long."""
-        stamp = self._array("time")
+        stamp = self.array("time")
         count = stamp.shape[0]
         stamp.resize((count + 1,))
         stamp[count:] = numbers_of([date], self.calendar)
@@ -252,7 +247,7 @@ class Recording:
         for name, array in self.group.arrays():
             if "member" in (array.metadata.dimension_names or ()) and name != "member":  # type: ignore[union-attr]
                 array.resize((len(members), *array.shape[1:]))
-        numbers = self._array("member")
+        numbers = self.array("member")
         numbers.resize((len(members),))
         numbers[...] = np.asarray(members)
 

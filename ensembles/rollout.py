@@ -22,13 +22,15 @@ from rich.progress import Progress
 
 from ..emulators import Draws, Emulator, Forcing, Noise, State, open_store
 from ..emulators.processes import Processes
+from .batches import in_batches
 from .block import Block
 from .dates import shifted
 from .durable import Background
 from .experiment import Experiment, require_finite
+from .meter import Achieved
 from .online import Online, merge_statistics
 from .output import Output
-from .plan import Achieved, Plan, in_batches
+from .plan import Plan
 from .record import Recorder
 from .recording import Recording
 from .statistics import Statistic

@@ -19,7 +19,7 @@ from test_emulators import network_emulator
 from test_rollout import RandomForcing, Wanderer, equal
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from polynya.emulators import Draws, Noise, SourceError, State, open_store
+from polynya.emulators import Bounds, Corrected, Draws, Noise, SourceError, State, open_store
 from polynya.ensembles import (
     Box,
     Covariance,
@@ -31,6 +31,7 @@ from polynya.ensembles import (
     Packed,
     Quantiles,
     Rounded,
+    Several,
     StoreExistsError,
     ensemble_statistics,
     reproduce,
@@ -38,6 +39,7 @@ from polynya.ensembles import (
     verify,
 )
 from polynya.ensembles.durable import Background, Durable
+from polynya.ensembles.experiment import weights_of
 from polynya.ensembles.packing import Exact, PackingError
 from polynya.ensembles.plan import Plan, plan
 from polynya.ensembles.recording import Recording
@@ -319,6 +321,10 @@ def test_weights_are_part_of_what_a_run_is(tmp_path: Path) -> None:
         next(emulator.network.parameters()).add_(1e-3)
     with pytest.raises(OtherRunError, match="weights"):
         rollout(emulator, start, forcing, steps=2, store=tmp_path / "s.zarr", resume=True)
+    other = network_emulator()
+    inside = [Several((emulator, other)), Several((other, emulator)), Corrected(emulator, Bounds({}))]
+    assert len({weights_of(e) for e in (emulator, other, *inside)}) == 4, "all networks count, what wraps them does not"
+    assert weights_of(inside[2]) == weights_of(emulator) and weights_of(Wanderer(LAYOUT)) == ""
 
 
 # --- bad input -----------------------------------------------------------------------------------
