@@ -18,12 +18,49 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from .grids import EARTH_RADIUS
 from .names import GRID_ATTRS
 from .noise import Draws
 from .state import Field, Layout, State
 
 EPOCH = cftime.DatetimeNoLeap(1, 1, 1)
 """The date of a state that was given none."""
+
+
+class Autonomous:
+    """What the reference dynamics have in common: no forcing, and steps of a nominal length.
+
+    Their dataclasses have these fields, and check them with `nominal` first.
+    """
+
+    dt_model: float
+    steps: int
+    noise_std: float
+    unit: timedelta
+
+    def __post_init__(self) -> None:
+        _ = self.dt  # says what makes no sense
+
+    @property
+    def forcing_layout(self) -> None:
+        """No forcing: all constants are the model's own."""
+        return
+
+    @property
+    def dt(self) -> timedelta:
+        """Nominal length of a step."""
+        return nominal(type(self).__name__, self.dt_model, self.steps, self.unit, self.noise_std)
+
+
+class OnRing(Autonomous):
+    """Dynamics at `n` sites around the equator."""
+
+    n: int
+
+    @property
+    def spacing(self) -> float:
+        """Distance between neighbours on the sphere of the layout (m): radii of localisation are multiples of it."""
+        return 2 * math.pi * EARTH_RADIUS / self.n
 
 
 def rk4(f: Callable[[Tensor], Tensor], x: Tensor, dt: float) -> Tensor:

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from .emulator import check_inputs
-from .grids import EARTH_RADIUS
-from .integrate import EPOCH, advanced, constant, nominal, ring
+from .integrate import EPOCH, OnRing, advanced, constant, ring
 from .noise import Draws, Noise
 from .state import Field, Layout, State
 
@@ -76,7 +75,7 @@ def etdrk4(u: Tensor, length: float, dt: float, steps: int = 1, dealias: bool = 
 
 
 @dataclass(frozen=True)
-class KuramotoSivashinsky:
+class KuramotoSivashinsky(OnRing):
     """The Kuramoto-Sivashinsky equation on a ring: variable `u`; an `Emulator`.
 
     Attributes:
@@ -100,7 +99,7 @@ class KuramotoSivashinsky:
     unit: timedelta = timedelta(days=1)
 
     def __post_init__(self) -> None:
-        nominal("KuramotoSivashinsky", self.dt_model, self.steps, self.unit, self.noise_std)
+        super().__post_init__()
         if not isinstance(self.n, Integral) or self.n < 8 or self.n % 2:
             raise ValueError(f"KuramotoSivashinsky: wanted an even number of points n >= 8, got {self.n}")
         if not (math.isfinite(self.length) and self.length > 0):
@@ -116,21 +115,6 @@ class KuramotoSivashinsky:
     def layout(self) -> Layout:
         """`u` at n points around the equator, (1, n) cells."""
         return ring((Field("u"),), self.n, self.dt)
-
-    @property
-    def forcing_layout(self) -> None:
-        """No forcing."""
-        return
-
-    @property
-    def dt(self) -> timedelta:
-        """Nominal length of a step."""
-        return nominal("KuramotoSivashinsky", self.dt_model, self.steps, self.unit, self.noise_std)
-
-    @property
-    def spacing(self) -> float:
-        """Distance between neighbours on the sphere of the layout (m): radii of localisation are multiples of it."""
-        return 2 * math.pi * EARTH_RADIUS / self.n
 
     def tendency(self, u: Tensor) -> Tensor:
         """u_t for values (..., n), per time unit."""

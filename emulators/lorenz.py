@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from .emulator import check_inputs
-from .grids import EARTH_RADIUS
-from .integrate import EPOCH, advanced, integrate, nominal, ring
+from .integrate import EPOCH, Autonomous, OnRing, advanced, integrate, ring
 from .noise import Draws, Noise
 from .state import Field, Layout, State
 
@@ -45,7 +44,7 @@ def lorenz96(x: Tensor, forcing: float | Tensor = 8.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Lorenz63:
+class Lorenz63(Autonomous):
     """The convection of Lorenz (1963): three variables `x`, `y`, `z` at one place; an `Emulator`.
 
     Attributes:
@@ -69,7 +68,7 @@ class Lorenz63:
     unit: timedelta = timedelta(days=1)
 
     def __post_init__(self) -> None:
-        nominal("Lorenz63", self.dt_model, self.steps, self.unit, self.noise_std)
+        super().__post_init__()
         if not all(map(math.isfinite, (self.sigma, self.rho, self.beta))):
             raise ValueError(f"Lorenz63: wanted finite sigma, rho, beta, got {self.sigma}, {self.rho}, {self.beta}")
 
@@ -77,16 +76,6 @@ class Lorenz63:
     def layout(self) -> Layout:
         """`x`, `y`, `z` on a grid of one cell."""
         return ring((Field("x"), Field("y"), Field("z")), 1, self.dt)
-
-    @property
-    def forcing_layout(self) -> None:
-        """No forcing."""
-        return
-
-    @property
-    def dt(self) -> timedelta:
-        """Nominal length of a step."""
-        return nominal("Lorenz63", self.dt_model, self.steps, self.unit, self.noise_std)
 
     def tendency(self, x: Tensor) -> Tensor:
         """x' for values (..., 3), per time unit."""
@@ -117,7 +106,7 @@ class Lorenz63:
 
 
 @dataclass(frozen=True)
-class Lorenz96:
+class Lorenz96(OnRing):
     """A quantity at `n` sites around a latitude circle, by Lorenz (1996): variable `x`; an `Emulator`.
 
     Attributes:
@@ -139,7 +128,7 @@ class Lorenz96:
     unit: timedelta = timedelta(days=5)
 
     def __post_init__(self) -> None:
-        nominal("Lorenz96", self.dt_model, self.steps, self.unit, self.noise_std)
+        super().__post_init__()
         if not isinstance(self.n, Integral) or self.n < 4:
             raise ValueError(f"Lorenz96: wanted n >= 4 sites, so that all neighbours differ, got {self.n}")
         if not math.isfinite(self.forcing):
@@ -149,21 +138,6 @@ class Lorenz96:
     def layout(self) -> Layout:
         """`x` at n sites around the equator, (1, n) cells."""
         return ring((Field("x"),), self.n, self.dt)
-
-    @property
-    def forcing_layout(self) -> None:
-        """No forcing: F is a constant."""
-        return
-
-    @property
-    def dt(self) -> timedelta:
-        """Nominal length of a step."""
-        return nominal("Lorenz96", self.dt_model, self.steps, self.unit, self.noise_std)
-
-    @property
-    def spacing(self) -> float:
-        """Distance between neighbours on the sphere of the layout (m): radii of localisation are multiples of it."""
-        return 2 * math.pi * EARTH_RADIUS / self.n
 
     def tendency(self, x: Tensor) -> Tensor:
         """x' for values (..., n), per time unit."""

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 
 from .emulator import check_inputs
 from .grids import EARTH_RADIUS
-from .integrate import EPOCH, advanced, constant, integrate, nominal, regular
+from .integrate import EPOCH, Autonomous, advanced, constant, integrate, regular
 from .noise import Draws, Noise
 from .state import Field, Layout, State
 
@@ -92,7 +92,7 @@ def qg_tendency(q: Tensor, h: float, froude: float, r: float, viscosity: float, 
 
 
 @dataclass(frozen=True)
-class QuasiGeostrophic:
+class QuasiGeostrophic(Autonomous):
     """The double gyre of Sakov and Oke (2008): streamfunction `psi` on n x n points, walls included; an `Emulator`.
 
     The walls are land: `psi` is 0 there. Members of small ensembles are commonly given ten times the viscosity.
@@ -122,7 +122,7 @@ class QuasiGeostrophic:
     unit: timedelta = timedelta(days=1)
 
     def __post_init__(self) -> None:
-        nominal("QuasiGeostrophic", self.dt_model, self.steps, self.unit, self.noise_std)
+        super().__post_init__()
         if not isinstance(self.n, Integral) or self.n < 9:
             raise ValueError(f"QuasiGeostrophic: wanted n >= 9 points along a side, got {self.n}")
         for name in ("froude", "rossby", "viscosity", "wind"):
@@ -137,16 +137,6 @@ class QuasiGeostrophic:
         wet[1:-1, 1:-1] = True
         place = _CELL * (np.arange(self.n) - (self.n - 1) / 2)
         return regular((Field("psi"),), place, place + _CELL * self.n, wet, self.spacing**2, self.dt)
-
-    @property
-    def forcing_layout(self) -> None:
-        """No forcing: the wind is steady."""
-        return
-
-    @property
-    def dt(self) -> timedelta:
-        """Nominal length of a step."""
-        return nominal("QuasiGeostrophic", self.dt_model, self.steps, self.unit, self.noise_std)
 
     @property
     def spacing(self) -> float:
