@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..emulators import Draws, Layout, LayoutError, Noise, State
+from .correlation import whitening
 from .observations import ObservationError, Observations
 from .operators import newest, operator_for
 from .rotation import drawn_rotation
@@ -136,7 +137,7 @@ def relaxed(T: Tensor, rtpp: float | Tensor) -> Tensor:
 
 
 def departures(forecast: State, observations: Observations) -> tuple[Tensor, Tensor]:
-    """What `transform` needs: Y (observation, member) and d (observation,), both divided by the errors.
+    """What `transform` needs: Y (observation, member) and d (observation,), both multiplied by R^(-1/2).
 
     They are float64: A has a condition number of 1 + ‖YᵀY‖ / (N-1), 1e5 and more where many accurate
     observations meet, and its N x N algebra costs little beside the states.
@@ -154,7 +155,7 @@ def departures(forecast: State, observations: Observations) -> tuple[Tensor, Ten
         )
     observed = operator_for(forecast.layout, observations).apply(forecast).to(torch.float64)
     value, error = (torch.tensor(a, device=observed.device) for a in (observations.value, observations.error))
-    mean = observed.mean(0)
+    mean, white = observed.mean(0), whitening(observations, observed.device)
     if not observed.isfinite().all():
         bad = (~observed.isfinite()).any(1).nonzero()[:, 0].tolist()
         raise ObservationError(
@@ -163,7 +164,7 @@ def departures(forecast: State, observations: Observations) -> tuple[Tensor, Ten
         )
     if not (observed != observed[0]).any():  # which may be so where, say, there is no ice
         _require_spread(forecast)
-    return ((observed - mean) / error).mT, (value - mean) / error
+    return white(((observed - mean) / error).mT), white((value - mean) / error)
 
 
 def _require_spread(forecast: State) -> None:

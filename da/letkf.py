@@ -180,7 +180,8 @@ class LETKF:
         observed = observed or layout
         channels = updated_channels(layout, self.variables if variables is None else variables)
         factors = self._factors(layout, observed)
-        surface = torch.tensor([observed.field(str(n)).levels == 0 for n in observations.variable], dtype=torch.bool)
+        seen = observations.primary
+        surface = torch.tensor([observed.field(str(n)).levels == 0 for n in seen], dtype=torch.bool)
         depth, everywhere = torch.tensor(observations.depth), torch.ones(len(observations), dtype=torch.float64)
         sharp = self.vertical_half_width is not None
         of_slot = [(k if f.levels and sharp else -1, factors[f.name]) for f in layout.fields for k in range(f.channels)]
@@ -194,7 +195,7 @@ class LETKF:
                 taper = torch.where(surface, everywhere, near)
             if row:
                 factor = dict(row)
-                taper = taper * torch.tensor([factor.get(str(n), 1.0) for n in observations.variable]).to(taper)
+                taper = taper * torch.tensor([factor.get(str(n), 1.0) for n in seen]).to(taper)
             groups.append((channels[torch.tensor([k == (level, row) for k in kind])], taper))
         return groups
 

@@ -7,6 +7,8 @@ that a horizontally uniform ocean is reproduced exactly next to a coast. Beyond 
 nearest value holds for half a cell; above the first level it holds to the surface. On curvilinear grids
 (2-D latitude and longitude) the horizontal part is the nearest cell that is wet at the surface.
 Observations refer to the newest time slot.
+
+Derived quantities are functions of several variables that are seen in this way, so that H is then nonlinear.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from ..emulators import Field, Layout, State
 from .localise import EARTH_RADIUS, unit_vectors
-from .observations import ObservationError, Observations
+from .observations import Derived, ObservationError, Observations
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,23 +33,46 @@ class ObservationOperator:
     Attributes:
         layout: of the states it takes.
         observations: what it gives values for (without those that were dropped).
-        index: (point, observation) positions in the flattened `(channel, y, x)`.
+        index: (point, observation) positions in the flattened `(channel, y, x)`; of a derived quantity those of its
+            first input.
         weight: (point, observation), sums to one over `point`.
+        derived: which observations are derived, and for each further input how it is seen.
     """
 
     layout: Layout = field(repr=False)
     observations: Observations
     index: Tensor = field(repr=False)
     weight: Tensor = field(repr=False)
+    derived: tuple[tuple[Derived, Tensor, tuple[tuple[Tensor, Tensor], ...]], ...] = field(default=(), repr=False)
 
-    def apply(self, state: State) -> Tensor:
+    def apply(self, state: State, *, shifted: bool = True) -> Tensor:
         """What would be observed of every member, (member, observation), in the state's dtype; differentiable.
+
+        Args:
+            state: the members; if the observations have a view, what that is a view of.
+            shifted: whether to add the view's shift, which is that of the forecast: to its members, or to a state of
+                one member its mean.
 
         Raises LayoutError for a state of another layout.
         """
         self.layout.require_same(state.layout, "observation operator: state")
+        view = self.observations.view
+        if view is not None and view.lens is not None:
+            state = view.lens(state)
         flat = state.data.flatten(1)
-        index, weight = self.index.to(flat.device), self.weight.to(flat)
+        seen = self._linear(flat, self.index, self.weight)
+        for derived, rows, others in self.derived:
+            rows = rows.to(flat.device)
+            inputs = seen[:, rows], *(self._linear(flat, index, weight) for index, weight in others)
+            seen = seen.index_copy(1, rows, derived.function(*inputs))
+        if view is not None and view.shift is not None and shifted:
+            shift = view.shift.to(seen)
+            seen = seen + (shift if state.members == view.members else shift.mean(0))
+        return seen
+
+    @staticmethod
+    def _linear(flat: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        index, weight = index.to(flat.device), weight.to(flat)
         # Point by point: the order of the sum, hence its bits, does not depend on the number of members.
         seen = flat[:, index[0]] * weight[0]
         for k in range(1, len(index)):
@@ -72,15 +97,16 @@ def operator_for(layout: Layout, observations: Observations, *, drop: bool = Fal
 
     Raises ObservationError for a variable that is not in the layout, or an observation that is nowhere.
     """
-    unknown = sorted(set(observations.variable) - set(layout.names))
+    inputs = {n for d in observations.derived if d.name in observations.variable for n in d.inputs}
+    unknown = sorted({*observations.primary, *inputs} - set(layout.names))
     if unknown:
         raise ObservationError(f"no field(s) {', '.join(unknown)} to observe; the state has {', '.join(layout.names)}")
-    index = np.zeros((8, len(observations)), np.int64)
-    weight = np.zeros((8, len(observations)))
-    for name in np.unique(observations.variable):
-        rows = np.flatnonzero(observations.variable == name)
-        index[:, rows], weight[:, rows] = _points(layout, layout.field(name), observations.select(rows))
+    index, weight = _points_of(layout, observations, observations.primary)
     found = weight.sum(0) > 0
+    for d in observations.derived:
+        rows = observations.variable == d.name
+        for name in d.inputs[1:]:
+            found[rows] &= _points_of(layout, observations.select(rows), name)[1].sum(0) > 0
     if not found.all():
         if not drop:
             raise ObservationError(
@@ -88,11 +114,31 @@ def operator_for(layout: Layout, observations: Observations, *, drop: bool = Fal
                 f"that have): {observations.examples(~found)}"
             )
         observations, index, weight = observations.select(found), index[:, found], weight[:, found]
+    derived = []
+    for d in observations.derived:
+        chosen = np.flatnonzero(observations.variable == d.name)
+        if len(chosen):
+            others = (_tensors(*_points_of(layout, observations.select(chosen), n)) for n in d.inputs[1:])
+            derived.append((d, torch.from_numpy(chosen), tuple(others)))
+    return ObservationOperator(layout, observations, *_tensors(index, weight), tuple(derived))
+
+
+def _tensors(index: np.ndarray, weight: np.ndarray) -> tuple[Tensor, Tensor]:
     # A point of no weight may be land, and land may be NaN: look at the heaviest point instead.
     if index.size:
         heaviest = np.take_along_axis(index, weight.argmax(0)[None], 0)
         index = np.where(weight > 0, index, heaviest)
-    return ObservationOperator(layout, observations, torch.from_numpy(index), torch.from_numpy(weight))
+    return torch.from_numpy(index), torch.from_numpy(weight)
+
+
+def _points_of(layout: Layout, obs: Observations, names: np.ndarray | str) -> tuple[np.ndarray, np.ndarray]:
+    """Up to eight points and weights, both (8, observation), of one variable, or of one for each observation."""
+    names = np.broadcast_to(names, (len(obs),))
+    index, weight = np.zeros((8, len(obs)), np.int64), np.zeros((8, len(obs)))
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        index[:, rows], weight[:, rows] = _points(layout, layout.field(str(name)), obs.select(rows))
+    return index, weight
 
 
 def _points(layout: Layout, f: Field, obs: Observations) -> tuple[np.ndarray, np.ndarray]:

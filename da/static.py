@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..emulators import State
+from .correlation import whitening
 from .cycle import Analysis
 from .filters import over_matrices, solve, updated_channels
 from .letkf import LETKF
@@ -128,18 +129,19 @@ class EnOI:
         return background.replace(data=out.view_as(background.data))
 
     def _departures(self, background: State, observations: Observations) -> tuple[Tensor, Tensor]:
-        """Y (observation, K) and D (observation, member), both divided by the errors, float64."""
+        """Y (observation, K) and D (observation, member), both multiplied by R^(-1/2), float64."""
         if observations.time != newest(background):
             raise ObservationError(
                 f"wanted observations of the forecast's time {newest(background)}, got {observations.time}"
             )
         operator = operator_for(background.layout, observations)
         seen = operator.apply(background).to(torch.float64)
-        static = operator.apply(self.static).to(seen)
+        static = operator.apply(self.static, shifted=False).to(seen)
         value, error = (torch.tensor(a, device=seen.device) for a in (observations.value, observations.error))
         if not seen.isfinite().all() or not static.isfinite().all():
             raise ObservationError("wanted a forecast and static states that are finite where they are observed")
-        return ((static - static.mean(0)) / error).mT, ((value - seen) / error).mT
+        white = whitening(observations, seen.device)
+        return white(((static - static.mean(0)) / error).mT), white(((value - seen) / error).mT)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def superobbed(
     variable, kind, depth, latitude and longitude. A box with one observation keeps that, but for the floor. A mean
     position next to a coast may be on land, where `operator_for(..., drop=True)` drops it.
 
-    Raises ObservationError for sizes that are not positive, edges that do not ascend, or a floor that is negative.
+    Raises ObservationError for sizes that are not positive, edges that do not ascend, a floor that is negative, or
+    correlated errors.
 
     Source: Oke et al. (2008), doi:10.1016/j.ocemod.2007.11.002, section 3.1, on superobservations.
     """
@@ -52,6 +53,11 @@ def superobbed(
         raise ObservationError(f"wanted a floor >= 0, got {floor}")
     if not len(o):
         return o
+    if (o.group > 0).any():
+        raise ObservationError(
+            f"superobservations average independent errors, those of {int((o.group > 0).sum())} observations are "
+            "correlated; leave these out and join them with the others afterwards, or set group=0"
+        )
     parts = [_numbered(o.variable), _numbered(o.kind), _layer(o.depth, depth)]
     parts += [np.floor((o.lat + 90) / across[0]).astype(np.int64), np.floor(lon / across[1]).astype(np.int64)]
     _, first, box, count = np.unique(_joint(parts), return_index=True, return_inverse=True, return_counts=True)
@@ -67,8 +73,9 @@ def superobbed(
     error = np.where(floors[first] > 0, np.hypot(error, floors[first]), error)
     place = np.where(alone, o.lon[first], mean(lon))
     return o.select(first).replace(
-        lat=mean(o.lat), lon=place, depth=np.maximum(mean(o.depth), 0.0), value=mean(o.value), error=error
-    )
+        lat=mean(o.lat), lon=place, depth=np.maximum(mean(o.depth), 0.0), value=mean(o.value), error=error,
+        offset=np.minimum(mean(o.offset), 0.0),
+    )  # fmt: skip
 
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
