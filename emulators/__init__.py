@@ -6,6 +6,7 @@ from .correlated import CorrelatedNoise
 from .emulator import Bounds, Climatology, Corrected, Emulator, Forcing, Persistence, annual_cycle
 from .free_drift import FreeDrift
 from .gensim import GenSIM, GenSIMConfig
+from .grid_noise import GridNoise
 from .grids import gaussian_grid, grid_of, layout_of
 from .ice_atmosphere import ice_forcing_of
 from .kuramoto import KuramotoSivashinsky
@@ -37,6 +38,7 @@ __all__ = [
     "GenSIM",
     "GenSIMConfig",
     "GivenNoise",
+    "GridNoise",
     "KuramotoSivashinsky",
     "Layout",
     "LayoutError",
