@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .correlation import groups_of
 from .observations import ObservationError, Observations
 
 
@@ -53,10 +54,11 @@ def superobbed(
         raise ObservationError(f"wanted a floor >= 0, got {floor}")
     if not len(o):
         return o
-    if (o.group > 0).any():
+    correlated = sum(map(len, groups_of(o)))
+    if correlated:
         raise ObservationError(
-            f"superobservations average independent errors, those of {int((o.group > 0).sum())} observations are "
-            "correlated; leave these out and join them with the others afterwards, or set group=0"
+            f"superobservations average independent errors, those of {correlated} observations are correlated; leave "
+            "these out and join them with the others afterwards, or make length and height inf"
         )
     parts = [_numbered(o.variable), _numbered(o.kind), _layer(o.depth, depth)]
     parts += [np.floor((o.lat + 90) / across[0]).astype(np.int64), np.floor(lon / across[1]).astype(np.int64)]
@@ -74,7 +76,7 @@ def superobbed(
     place = np.where(alone, o.lon[first], mean(lon))
     return o.select(first).replace(
         lat=mean(o.lat), lon=place, depth=np.maximum(mean(o.depth), 0.0), value=mean(o.value), error=error,
-        offset=np.minimum(mean(o.offset), 0.0),
+        offset=np.minimum(mean(o.offset), 0.0), group=np.where(alone, o.group[first], 0),
     )  # fmt: skip
 
 
