@@ -1,58 +1,135 @@
 """Data assimilation: observations of a truth or of the world, ensemble Kalman filters, cycling."""
 
+from .adaptive_localisation import column_taper, correlation_taper, tapered_kalman
 from .analyses import ESTKF, DEnKF, EnSRF, denkf, estkf
-from .cycle import Analysis, cycle
+from .archive import Assimilation, OtherExperimentError, open_assimilation
+from .assimilate import assimilate
+from .bias import Debiased
+from .bounded import Above, Anamorphosis, Bounded, Logit
+from .correlation import correlation, whitening
+from .cycle import Analysis, Cycle, Learning, NoAnalysis, Smoothed, Smoothing, cycle
+from .diagnosis import chi_square_of, consistency, information
 from .experiments import Result, Row
+from .faults import Biased, Faulty, Representative, Spread, unresolved
 from .filters import ETKF, transform
 from .finite_size import EnKFN, enkf_n, finite_size_inflation
+from .impact import norm, observation_impact
 from .inflation import RTPP, RTPS, Adaptive, Additive, Inflated, Inflation, Multiplicative
+from .instruments import Buoys, Floats, Moorings, Profiles, RandomPoints, SurfaceField
 from .letkf import LETKF
 from .localise import gaspari_cohn, great_circle
-from .networks import Instrument, Profiles, RandomPoints, SurfaceField, observe, observe_state
-from .observations import ObservationError, Observations
-from .operators import ObservationOperator, operator_for
+from .minimise import LBFGS, GaussNewton, Minimum
+from .neighbours import Buddy, Duplicates, Thin
+from .networks import Network, observe, observe_state
+from .observations import Derived, ObservationError, Observations, View
+from .operators import ObservationOperator, located, operator_for
+from .orbits import AQUA, CRYOSAT, JASON, SENTINEL3, SMOS, SWOT, Orbit
 from .particles import ParticleFilter
+from .places import Instrument, Wrapper
+from .quality import Checked, Excluded, Gross, Located, Quality, Range
 from .rotation import rotation
+from .satellites import Altimeter, Clouds, LinearError, Swath, ThinIceError
+from .scores import against, by_band
 from .serial import ensrf, serial_transform
 from .smoothers import enks, esmda, ienks, reweighted
 from .static import OI, EnOI, HybridGain
 from .stochastic import EnKF, enkf
 from .superob import superobbed
-from .verification import Innovation, InnovationStatistics, innovation, pooled
+from .tables import ObservationTable, read_observations, save_observations
+from .twin import Twin, open_twin, twin
+from .verification import Innovation, InnovationStatistics, calibrations, innovation, pooled, rank_histograms, tabulated
 from .weights import Weights
 
 __all__ = [
+    "AQUA",
+    "CRYOSAT",
     "ESTKF",
     "ETKF",
+    "JASON",
+    "LBFGS",
     "LETKF",
     "OI",
     "RTPP",
     "RTPS",
+    "SENTINEL3",
+    "SMOS",
+    "SWOT",
+    "Above",
     "Adaptive",
     "Additive",
+    "Altimeter",
     "Analysis",
+    "Anamorphosis",
+    "Assimilation",
+    "Biased",
+    "Bounded",
+    "Buddy",
+    "Buoys",
+    "Checked",
+    "Clouds",
+    "Cycle",
     "DEnKF",
+    "Debiased",
+    "Derived",
+    "Duplicates",
     "EnKF",
     "EnKFN",
     "EnOI",
     "EnSRF",
+    "Excluded",
+    "Faulty",
+    "Floats",
+    "GaussNewton",
+    "Gross",
     "HybridGain",
     "Inflated",
     "Inflation",
     "Innovation",
     "InnovationStatistics",
     "Instrument",
+    "Learning",
+    "LinearError",
+    "Located",
+    "Logit",
+    "Minimum",
+    "Moorings",
     "Multiplicative",
+    "Network",
+    "NoAnalysis",
     "ObservationError",
     "ObservationOperator",
+    "ObservationTable",
     "Observations",
+    "Orbit",
+    "OtherExperimentError",
     "ParticleFilter",
     "Profiles",
+    "Quality",
     "RandomPoints",
+    "Range",
+    "Representative",
     "Result",
     "Row",
+    "Smoothed",
+    "Smoothing",
+    "Spread",
     "SurfaceField",
+    "Swath",
+    "Thin",
+    "ThinIceError",
+    "Twin",
+    "View",
     "Weights",
+    "Wrapper",
+    "against",
+    "assimilate",
+    "by_band",
+    "calibrations",
+    "chi_square_of",
+    "column_taper",
+    "consistency",
+    "correlation",
+    "correlation_taper",
     "cycle",
     "denkf",
     "enkf",
@@ -65,14 +142,28 @@ __all__ = [
     "gaspari_cohn",
     "great_circle",
     "ienks",
+    "information",
     "innovation",
+    "located",
+    "norm",
+    "observation_impact",
     "observe",
     "observe_state",
+    "open_assimilation",
+    "open_twin",
     "operator_for",
     "pooled",
+    "rank_histograms",
+    "read_observations",
     "reweighted",
     "rotation",
+    "save_observations",
     "serial_transform",
     "superobbed",
+    "tabulated",
+    "tapered_kalman",
     "transform",
+    "twin",
+    "unresolved",
+    "whitening",
 ]

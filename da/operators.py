@@ -97,16 +97,10 @@ def operator_for(layout: Layout, observations: Observations, *, drop: bool = Fal
 
     Raises ObservationError for a variable that is not in the layout, or an observation that is nowhere.
     """
-    inputs = {n for d in observations.derived if d.name in observations.variable for n in d.inputs}
-    unknown = sorted({*observations.primary, *inputs} - set(layout.names))
+    unknown = sorted({n for names in _inputs(observations).values() for n in names} - set(layout.names))
     if unknown:
         raise ObservationError(f"no field(s) {', '.join(unknown)} to observe; the state has {', '.join(layout.names)}")
-    index, weight = _points_of(layout, observations, observations.primary)
-    found = weight.sum(0) > 0
-    for d in observations.derived:
-        rows = observations.variable == d.name
-        for name in d.inputs[1:]:
-            found[rows] &= _points_of(layout, observations.select(rows), name)[1].sum(0) > 0
+    index, weight, found = _placed(layout, observations)
     if not found.all():
         if not drop:
             raise ObservationError(
@@ -121,6 +115,34 @@ def operator_for(layout: Layout, observations: Observations, *, drop: bool = Fal
             others = (_tensors(*_points_of(layout, observations.select(chosen), n)) for n in d.inputs[1:])
             derived.append((d, torch.from_numpy(chosen), tuple(others)))
     return ObservationOperator(layout, observations, *_tensors(index, weight), tuple(derived))
+
+
+def located(layout: Layout, observations: Observations) -> np.ndarray:
+    """Which observations have a place in states of a layout, (observation,) bool.
+
+    They are of known variables, and these have a wet point around them, or around each of a derived one's inputs.
+    """
+    known = {n for n, inputs in _inputs(observations).items() if set(inputs) <= set(layout.names)}
+    found = np.isin(observations.variable, sorted(known))
+    found[found] = _placed(layout, observations.select(found))[2]
+    return found
+
+
+def _placed(layout: Layout, observations: Observations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points and weights of known variables, of derived ones of their first input, and which have any."""
+    index, weight = _points_of(layout, observations, observations.primary)
+    found = weight.sum(0) > 0
+    for d in observations.derived:
+        rows = observations.variable == d.name
+        for name in d.inputs[1:] if rows.any() else ():
+            found[rows] &= _points_of(layout, observations.select(rows), name)[1].sum(0) > 0
+    return index, weight, found
+
+
+def _inputs(observations: Observations) -> dict[str, tuple[str, ...]]:
+    """For each observed variable those of the state that it is seen in."""
+    derived = {d.name: d.inputs for d in observations.derived}
+    return {str(n): derived.get(str(n), (str(n),)) for n in np.unique(observations.variable)}
 
 
 def _tensors(index: np.ndarray, weight: np.ndarray) -> tuple[Tensor, Tensor]:

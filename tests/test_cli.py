@@ -15,6 +15,7 @@ from polynya.cli import main as cli
 from polynya.cli.info import describe
 from polynya.cli.run import Begin, Ensemble, Kept, prepared
 from polynya.cli.run import run as run_emulator
+from polynya.da import open_twin
 from polynya.emulators import SourceError, StoreExistsError, open_statistics, open_store
 from polynya.ensembles import DamagedError, ensemble_statistics, record
 
@@ -91,14 +92,9 @@ def test_the_demo_writes_a_page_and_stores(tmp_path: Path) -> None:
     assert all(i["src"].startswith("data:image/") and i["alt"] for i in seen.images)
     for wanted in ("heat uptake", "W m", "sea level", "CRPS", "better than running free", "variance ratio"):
         assert wanted in seen.text, wanted
-    for name in ("globe_ensemble_warm", "globe_nature_warm", "channel_truth", "channel_free", "channel_analysis"):
+    for name in ("globe_ensemble_warm", "globe_nature_warm", "channel/truth"):
         assert open_store(out / f"{name}.zarr").sizes["time"] == 9
-    truth, free, analysis = (
-        open_store(out / f"channel_{kind}.zarr").isel(time=-1).mean("member") for kind in ("truth", "free", "analysis")
-    )
-    for variable in ("thetao", "so", "uo", "vo", "zos"):
-        error = [float(((run[variable] - truth[variable]) ** 2).mean()) for run in (free, analysis)]
-        assert error[1] < error[0], variable
+    assert (open_twin(out / "channel").summary(skip=4).gain.sel(run="LETKF") > 0).all()
     with pytest.raises(FileExistsError, match="nothing was written"):
         run(out, members=3, days=40, overwrite=False, console=Console(quiet=True))
 

@@ -142,7 +142,12 @@ def test_a_perfect_twin_has_nothing_to_correct(method):
         perfect.append(obs.replace(value=operator_for(state.layout, obs).apply(state)[0].numpy()))
     departures = []
     states = cycle(
-        exact, twins, None, perfect, method, monitor=lambda b, o: departures.append(innovation(b, o).departure)
+        exact,
+        twins,
+        None,
+        perfect,
+        method,
+        monitor=lambda c: departures.append(innovation(c.background, c.checked.used).departure),
     )
     for analysis, wanted in zip(states, truth(exact), strict=False):
         assert torch.allclose(analysis.data.mean(0), wanted.data[0], atol=1e-12)
@@ -158,7 +163,7 @@ def test_assimilation_beats_the_free_run_and_knows_its_error():
         observations(steps=60),
         METHOD,
         Noise(5),
-        monitor=lambda b, o: log.append(innovation(b, o)),
+        monitor=lambda c: log.append(innovation(c.background, c.checked.used)),
     )
     pairs = list(zip(analyses, trajectory(EMULATOR, ENSEMBLE, None, Noise(5)), truth(), strict=False))[20:]
 
