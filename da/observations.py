@@ -28,7 +28,7 @@ _TEXT = ("variable", "kind")
 _NUMBERS = ("lat", "lon", "depth", "value", "error")
 _OPTIONAL: dict[str, Any] = {"offset": 0.0, "group": 0, "length": np.inf, "height": np.inf}
 _COLUMNS = (*_TEXT, *_NUMBERS, *_OPTIONAL)
-_ATTRIBUTES = {
+ATTRIBUTES = {
     "lat": {"standard_name": "latitude", "units": "degrees_north"},
     "lon": {"standard_name": "longitude", "units": "degrees_east"},
     "depth": {"standard_name": "depth", "units": "m", "positive": "down"},
@@ -228,7 +228,7 @@ class Observations:
 
     def to_dataset(self) -> xr.Dataset:
         """A Dataset along `observation`, with time, positions, variable and kind as coordinates."""
-        columns = {n: ("observation", getattr(self, n), _ATTRIBUTES[n]) for n in _COLUMNS}
+        columns = {n: ("observation", getattr(self, n), ATTRIBUTES[n]) for n in _COLUMNS}
         places = ["lat", "lon", "depth", *_TEXT, *_OPTIONAL]
         return xr.Dataset(columns, coords={"time": self.time}).set_coords(places)
 
