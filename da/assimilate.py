@@ -26,6 +26,7 @@ from ..ensembles.experiment import require_finite, weights_of
 from ..ensembles.record import Recorder, made_by
 from ..ensembles.recording import TIME_UNITS, Recording, whole
 from .archive import Archive, Assimilation, open_assimilation
+from .bias import Debiased
 from .cycle import Cycle, Method, cycle
 from .observations import ATTRIBUTES, Observations
 from .operators import located, newest, operator_for
@@ -45,6 +46,7 @@ def assimilate(
     *,
     store: str | Path,
     quality: Quality | None = None,
+    bias: Debiased | None = None,
     increments: int = 0,
     truth: Callable[[cftime.datetime], State] | None = None,
     output: Output | None = None,
@@ -58,7 +60,8 @@ def assimilate(
     """Cycle an ensemble and keep background, analysis, observations, innovations and why some were not used.
 
     Args:
-        emulator, state, forcing, observations, analysis, noise, quality, increments: see `cycle`; gradients are off.
+        emulator, state, forcing, observations, analysis, noise, quality, bias, increments: see `cycle`; gradients are
+            off.
         store: path of the Zarr store.
         truth: the true state at a time, of one member, such as `Source.open(nature_run, layout).state`; error and
             spread of background and analysis are then kept for every cycle and channel.
@@ -83,8 +86,8 @@ def assimilate(
     require_finite(state, "assimilate: initial state")
     says = {
         "emulator": repr(emulator), "weights": weights_of(emulator), "forcing": repr(forcing), "noise": repr(noise),
-        "analysis": repr(analysis), "quality": repr(quality), "increments": increments, "output": repr(output),
-        "truth": truth is not None, "begins": str(state.time), "members": list(state.members),
+        "analysis": repr(analysis), "quality": repr(quality), "bias": repr(bias), "increments": increments,
+        "output": repr(output), "truth": truth is not None, "begins": str(state.time), "members": list(state.members),
     }  # fmt: skip
     if resume and (path / "cycles" / "zarr.json").exists():
         archive = Archive(path)
@@ -97,7 +100,7 @@ def assimilate(
         begun = journal.begin(state)
         left = (o for o in observations if o.time > newest(begun.state))
         run = cycle(
-            emulator, begun.state, forcing, left, analysis, noise, quality=quality, increments=increments,
+            emulator, begun.state, forcing, left, analysis, noise, quality=quality, bias=bias, increments=increments,
             carried=begun.carried, monitor=journal.take,
         )  # fmt: skip
         made_sure = clock.monotonic()
@@ -275,6 +278,9 @@ class _Journal:
                 (*dim, *self.layout.dims) if learned.ndim == 3 else (*dim, *(f"n{k}" for k in range(1, learned.ndim)))
             )
             out["inflation"] = learned, dims, {"long_name": "inflation of variances for the next cycle", "units": "1"}
+        if "bias" in done.carried:
+            said = {"long_name": "number and bias of each kind of observations that is corrected"}
+            out["bias"] = done.carried["bias"].cpu().numpy()[None], (*dim, "bias_of"), said
         for name, numbers in done.report.items():
             out[name] = numbers[None], (*dim, "member"), {"long_name": f"{name.replace('_', ' ')} of the analysis"}
         if self.truth is not None:

@@ -22,9 +22,11 @@ from torch import Tensor
 from ..emulators import Draws, Emulator, Forcing, Layout, State
 from ..ensembles import trajectory
 from ..ensembles.dates import shifted
+from .bias import Debiased
 from .observations import ObservationError, Observations
 from .operators import newest
 from .quality import Checked, Quality
+from .verification import innovation
 from .window import Window
 
 
@@ -124,6 +126,7 @@ def cycle(
     noise: Draws | None = None,
     *,
     quality: Quality | None = None,
+    bias: Debiased | None = None,
     increments: int = 0,
     carried: Mapping[str, Tensor] | None = None,
     monitor: Callable[[Cycle], object] | None = None,
@@ -141,6 +144,7 @@ def cycle(
             time of observations to the next.
         noise: for stochastic emulators; `Noise(0)` if not given.
         quality: checks before use; without it, an observation that cannot be used is an error.
+        bias: estimates the bias of some kinds of observations from cycle to cycle, and takes it off before the checks.
         increments: add the analysis increment in so many equal parts, one before each of the steps that follow, not
             all at once (incremental analysis update, Bloom et al. 1996, doi:10.1175/1520-0493(1996)124<1256:
             DAUIAU>2.0.CO;2, begun at the time of the analysis). The states between are then forecasts on the way.
@@ -151,11 +155,15 @@ def cycle(
     cycle before.
     """
     known = {"inflation": analysis.start(state.layout)} if isinstance(analysis, Learning) else {}
+    if bias is not None:
+        known["bias"] = bias.flat(bias.initial)
     known |= carried or {}
     yield state
     for observed in observations:
         dates = _dates_to(observed, state, emulator, forcing)
         steps = len(dates) - 1
+        if bias is not None:
+            observed = bias.correct(observed, bias.carried(known["bias"]))
         window = Window(observed, state.layout, dates)
         if isinstance(analysis, Smoothing):
             done, way = _smoothed(analysis, emulator, state, forcing, noise, window, quality, steps)
@@ -169,6 +177,9 @@ def cycle(
                 if k < steps - 1:
                     yield state
             done = _analysed(state, window.observations(seen, state), analysis, quality, known, increments > 0)
+        if bias is not None:
+            seen_by = innovation(done.background, done.checked.used)
+            done.carried["bias"] = bias.flat(bias.step(seen_by, bias.carried(known["bias"])))
         state, known = done.goes_on, dict(done.carried)
         if monitor is not None:
             monitor(done)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..emulators import Field, Layout, LayoutError, State
+from .adaptive_localisation import column_taper
 from .filters import check_tuning, departures, updated_channels
 from .localise import BasinObservations, LocalObservations, connected_basins, gaspari_cohn
 from .observations import Observations
@@ -55,6 +56,9 @@ class LETKF:
             heaviest cell, 0 on either side stands for any; "connected" for the connected parts of the wet cells.
         variable_factors: R⁻¹ of an observed variable is multiplied by a factor in [0, 1] when another variable
             is updated, {(observed, updated): factor}; those not named have 1.
+        chance: an observation acts on a column only so far as its sample correlations with the column's channels exceed
+            those that independent members have with this probability; see `column_taper`. 0.3 beside distance, 0.05
+            alone; None for no such weights.
     """
 
     half_width: float | None
@@ -68,6 +72,7 @@ class LETKF:
     memory: int = 1_000_000_000
     basins: np.ndarray | str | None = field(default=None, compare=False)
     variable_factors: Mapping[tuple[str, str], float] | None = field(default=None, hash=False)
+    chance: float | None = None
 
     def __post_init__(self) -> None:
         check_tuning("LETKF", self.inflation, self.rtpp)
@@ -84,6 +89,8 @@ class LETKF:
         wrong = {k: v for k, v in (self.variable_factors or {}).items() if not 0 <= v <= 1}
         if wrong:
             raise ValueError(f"LETKF: wanted variable_factors in [0, 1], got {wrong}")
+        if self.chance is not None and not (0 < self.chance < 1 and not self._is_global):
+            raise ValueError(f"LETKF: wanted 0 < chance < 1 and a half_width, got {self.chance} and {self.half_width}")
 
     @property
     def _is_global(self) -> bool:
@@ -110,9 +117,9 @@ class LETKF:
         columns = self._columns(forecast.layout, updates, forecast.data.device)
         observations = _side_by_side(observations) if columns.interpolates else observations
         groups = self.level_groups(forecast.layout, observations)
-        channels, tapers = [c for c, _ in groups], [t for _, t in groups]
+        channels = [c for c, _ in groups]
         self._require_memory(forecast, len(observations), columns, len(groups))
-        solved = self._solved(forecast, observations, columns, tapers)
+        solved = self._solved(forecast, observations, columns, groups)
         return updated(forecast, columns, channels, solved, self._block(forecast, len(observations)))
 
     def weights(self, forecast: State, observations: Observations, layout: Layout | None = None) -> Weights:
@@ -126,6 +133,10 @@ class LETKF:
         They take twice (analysis column, member, member) numbers of the forecast's dtype for each group of channels.
         Raises what `analysis` does, and ValueError if they do not fit into `memory`.
         """
+        if self.chance is not None and layout not in (None, forecast.layout):
+            raise ValueError(
+                "LETKF: weights by correlations (chance=) belong to the forecast's own fields; give no layout"
+            )
         layout, known, N = layout or forecast.layout, forecast.layout.names, len(forecast.members)
         names = known if self.variables is None else self.variables
         variables = tuple(n for n in layout.names if n in names or n not in known)
@@ -144,7 +155,7 @@ class LETKF:
         gains: tuple[Tensor, ...] = ()
         seen: tuple[Tensor, ...] = ()
         if len(observations) and len(columns.cells):
-            parts = list(self._solved(forecast, observations, columns, [taper for _, taper in groups]))
+            parts = list(self._solved(forecast, observations, columns, groups))
             gains, seen = (tuple(torch.cat(p) for p in zip(*(part[i] for part in parts), strict=True)) for i in (0, 1))
         block = self._block(forecast, len(observations))
         return Weights(columns, gains, seen, group, forecast.members, forecast.layout.shape[1:], block)
@@ -259,12 +270,17 @@ class LETKF:
         return AnalysisColumns(*(a.to(place) for a in (columns.cells, columns.every, columns.around, columns.share)))
 
     def _solved(
-        self, forecast: State, observations: Observations, columns: AnalysisColumns, tapers: list[Tensor]
+        self,
+        forecast: State,
+        observations: Observations,
+        columns: AnalysisColumns,
+        groups: list[tuple[Tensor, Tensor]],
     ) -> Iterator[Solved]:
         """Gains of the analysis columns in order, block by block; 0 where nothing is seen, not only up to rounding."""
         place, dtype = forecast.data.device, forecast.data.dtype
         Y, d = departures(forecast, observations)
-        near, tapers = self._near(forecast.layout, observations, place), [t.to(place) for t in tapers]
+        near, tapers = self._near(forecast.layout, observations, place), [t.to(place) for _, t in groups]
+        data, channels = forecast.data.flatten(-2), [c.to(place) for c, _ in groups]
         # Between interpolated weights float32 is enough, unless A may be of a condition that is too high for it.
         single, condition = columns.interpolates and dtype == torch.float32, Y.square().sum(1) / (Y.shape[-1] - 1)
         Y_32, d_32 = (Y.float(), d.float()) if single else (Y, d)
@@ -280,8 +296,12 @@ class LETKF:
             eye = torch.eye(Y.shape[-1], dtype=Y_near.dtype, device=place)
             gains: list[Tensor] = []
             seen: list[Tensor] = []
-            for taper in tapers:
+            for rows, taper in zip(channels, tapers, strict=True):
                 local = rho * taper[index]
+                if self.chance is not None:
+                    X = data[:, rows.unsqueeze(-1), part[some]].permute(2, 1, 0)
+                    X = (X - X.mean(-1, keepdim=True)).to(Y_near.dtype)
+                    local = local * column_taper(X, Y_near, chance=self.chance)
                 T, w = column_transform(
                     Y_near, d_near, local.to(Y_near.dtype), inflation=self.inflation, rtpp=self.rtpp
                 )
@@ -300,6 +320,7 @@ class LETKF:
         """What one column needs while it is solved and while it is updated."""
         N, channels, size = len(forecast.members), forecast.layout.shape[0], forecast.data.element_size()
         near = min(self.max_observations, observations)
+        near += 0 if self.chance is None else channels * near // (4 * N)  # correlations
         return 8 * (4 * near * N + 7 * N * N) + size * (6 * channels * N + 2 * N * N)
 
     def _block(self, forecast: State, observations: int) -> int:

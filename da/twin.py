@@ -17,6 +17,7 @@ from ..emulators import Emulator, Forcing, Noise, Source, State, open_store
 from ..ensembles import rollout, states_of
 from .archive import Assimilation, open_assimilation
 from .assimilate import assimilate
+from .bias import Debiased
 from .cycle import Method, NoAnalysis
 from .networks import Network, observe
 from .quality import Quality
@@ -75,6 +76,7 @@ def twin(
     nature_forcing: Forcing | None = None,
     noise: Noise | None = None,
     quality: Quality | None = None,
+    bias: Debiased | None = None,
     increments: int = 0,
     free: bool = True,
     resume: bool = False,
@@ -96,7 +98,7 @@ def twin(
         forcing: of the emulator.
         nature_forcing: of the nature run, default that of the emulator.
         noise: of truth, observations and ensemble, in streams of their own; `Noise(0)` if not given.
-        quality, increments: see `cycle`.
+        quality, bias, increments: see `cycle`.
         free: also run the ensemble without observations.
         resume: go on with what was cut short, with more cycles, or with other analyses beside those that are there.
         overwrite: replace what is there.
@@ -129,7 +131,7 @@ def twin(
     for name, method in named.items():
         runs[name] = assimilate(
             emulator, ensemble, forcing, observe(states_of(nature_run, nature.layout), network, noise, every=apart),
-            method, noise, store=folder / f"{_file_name(name)}.zarr", quality=quality, increments=increments,
+            method, noise, store=folder / f"{_file_name(name)}.zarr", quality=quality, bias=bias, increments=increments,
             truth=lambda time: known.state(time, (0,)), title=name, resume=resume, steps=cycles, progress=progress,
         )  # fmt: skip
     return Twin(nature_run, runs)

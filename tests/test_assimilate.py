@@ -7,16 +7,22 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+import zarr
 from test_cycle import EMULATOR, ENSEMBLE, METHOD, NETWORK, START, observations, truth
 
 from polynya.da import (
     LETKF,
     Adaptive,
+    Biased,
+    Debiased,
+    NoAnalysis,
     Observations,
     OtherExperimentError,
+    SurfaceField,
     assimilate,
     by_band,
     cycle,
+    observe,
     open_assimilation,
     operator_for,
 )
@@ -27,6 +33,7 @@ from polynya.ensembles import Output
 torch.set_num_threads(1)
 STEPS = 6
 LEARNING = Adaptive(LETKF(5e5), 1e6)
+BIAS = Debiased(("surface",), ("zos",))
 
 
 def known(time):
@@ -93,12 +100,12 @@ def killed(after):
     ("after", "method", "increments"), [(0, LEARNING, 0), (3, METHOD, 0), (2, LEARNING, 1), (5, LEARNING, 0)]
 )
 def test_killed_and_resumed_it_ends_in_the_same_bits(tmp_path, after, method, increments):
-    how = {"truth": known, "method": method, "increments": increments}
+    how = {"truth": known, "method": method, "increments": increments, "bias": BIAS}
     whole = run(tmp_path / "whole.zarr", **how)
     with pytest.raises(KilledError):
         assimilate(
             EMULATOR, ENSEMBLE, None, killed(after), method, Noise(5), store=tmp_path / "cut.zarr", truth=known,
-            increments=increments, restart_minutes=0 if after % 2 else 5,
+            increments=increments, bias=BIAS, restart_minutes=0 if after % 2 else 5,
         )  # fmt: skip
     assert Archive(tmp_path / "cut.zarr").length("cycles") == after
     with pytest.raises(SourceError, match="resume=True"):
@@ -117,8 +124,6 @@ def test_rows_beyond_the_last_commit_are_written_again(tmp_path):
     # As if it had been killed after the tables and the background were written, before the analysis was committed.
     longer = open_assimilation(tmp_path / "cut.zarr")
     assert longer.cycles.sizes["time"] == 3
-    import zarr
-
     group = zarr.open_group(tmp_path / "cut.zarr", mode="r+")
     for name in ("observations", "cycles"):
         for _, array in group[name].arrays():
@@ -180,6 +185,22 @@ def test_increments_are_added_on_the_way():
         list(cycle(EMULATOR, ENSEMBLE, None, seen, METHOD, Noise(5), increments=4))
 
 
+def test_a_bias_is_learned_and_taken_off():
+    """One instrument is off, another is not: the first is corrected towards the second."""
+    clean = SurfaceField("zos", 0.1, stride=3, kind="anchor")
+    wrong = Biased(SurfaceField("zos", 0.1, stride=4, kind="wrong"), 0.5)
+    seen = list(observe(islice(truth(), 31), (clean, wrong), Noise(3)))
+    errors, biases = {}, []
+    for name, bias in (("plain", None), ("corrected", Debiased(("wrong",), ("zos",), memory=10))):
+        cycles = []
+        list(cycle(EMULATOR, ENSEMBLE, None, seen, METHOD, Noise(5), bias=bias, monitor=cycles.append))
+        pairs = zip(cycles[10:], islice(truth(), 11, None), strict=False)
+        errors[name] = np.mean([float((c.analysis.data.mean(0) - t.data[0]).square().mean().sqrt()) for c, t in pairs])
+        biases.append(cycles[-1].carried.get("bias"))
+    assert biases[0] is None and abs(float(biases[1][1]) - 0.5) < 0.1
+    assert errors["corrected"] < 0.6 * errors["plain"]
+
+
 def test_observations_between_steps_see_the_trajectory_there():
     """Values of the truth at odd hours are matched by a perfect ensemble at those hours, not at the analysis."""
     day = 86400.0
@@ -198,8 +219,6 @@ def test_observations_between_steps_see_the_trajectory_there():
         def analysis(self, forecast, observations):
             cycles.append(operator_for(forecast.layout, observations).apply(forecast))
             return forecast
-
-    from polynya.da import NoAnalysis
 
     assert NoAnalysis().analysis(same, given) is same
     list(cycle(EMULATOR, same.sel((0,)), None, [given.replace(value=value)], Watch(), Noise(100)))
