@@ -1,14 +1,20 @@
 """Data assimilation: observations of a truth or of the world, ensemble Kalman filters, cycling."""
 
 from .adaptive_localisation import column_taper, correlation_taper, tapered_kalman
+from .adjoint import AdjointError, AdjointReport, check_adjoint
 from .analyses import ESTKF, DEnKF, EnSRF, denkf, estkf
 from .archive import Assimilation, OtherExperimentError, open_assimilation
 from .assimilate import assimilate
+from .background import Composed, Hybrid, Latent, Root, Uncorrelated
+from .balanced import Balanced
 from .bias import Debiased
 from .bounded import Above, Anamorphosis, Bounded, Logit
 from .correlation import correlation, whitening
+from .covariances import correlation_at, randomise, std_of
 from .cycle import Analysis, Cycle, Learning, NoAnalysis, Smoothed, Smoothing, cycle
 from .diagnosis import chi_square_of, consistency, information
+from .diffused import DiffusedRoot
+from .ensemble_roots import EnsembleRoot, EOFRoot, LocalisedEnsemble, common_layout
 from .experiments import Result, Row
 from .faults import Biased, Faulty, Representative, Spread, unresolved
 from .filters import ETKF, transform
@@ -27,9 +33,12 @@ from .orbits import AQUA, CRYOSAT, JASON, SENTINEL3, SMOS, SWOT, Orbit
 from .particles import ParticleFilter
 from .places import Instrument, Wrapper
 from .quality import Checked, Excluded, Gross, Located, Quality, Range
+from .quantities import At, HeatContent, IceVolume, Mean
+from .realism import Dynamics, gradient_spectra, passport
 from .rotation import rotation
 from .satellites import Altimeter, Clouds, LinearError, Swath, ThinIceError
 from .scores import against, by_band
+from .sensitivity import sensitivity
 from .serial import ensrf, serial_transform
 from .smoothers import enks, esmda, ienks, reweighted
 from .static import OI, EnOI, HybridGain
@@ -37,8 +46,10 @@ from .stochastic import EnKF, enkf
 from .superob import superobbed
 from .tables import ObservationTable, read_observations, save_observations
 from .twin import Twin, open_twin, twin
+from .variational import FourDVar, ThreeDVar
 from .verification import Innovation, InnovationStatistics, calibrations, innovation, pooled, rank_histograms, tabulated
 from .weights import Weights
+from .window_cost import VariationalError
 
 __all__ = [
     "AQUA",
@@ -57,40 +68,56 @@ __all__ = [
     "Above",
     "Adaptive",
     "Additive",
+    "AdjointError",
+    "AdjointReport",
     "Altimeter",
     "Analysis",
     "Anamorphosis",
     "Assimilation",
+    "At",
+    "Balanced",
     "Biased",
     "Bounded",
     "Buddy",
     "Buoys",
     "Checked",
     "Clouds",
+    "Composed",
     "Cycle",
     "DEnKF",
     "Debiased",
     "Derived",
+    "DiffusedRoot",
     "Duplicates",
+    "Dynamics",
+    "EOFRoot",
     "EnKF",
     "EnKFN",
     "EnOI",
     "EnSRF",
+    "EnsembleRoot",
     "Excluded",
     "Faulty",
     "Floats",
+    "FourDVar",
     "GaussNewton",
     "Gross",
+    "HeatContent",
+    "Hybrid",
     "HybridGain",
+    "IceVolume",
     "Inflated",
     "Inflation",
     "Innovation",
     "InnovationStatistics",
     "Instrument",
+    "Latent",
     "Learning",
     "LinearError",
+    "LocalisedEnsemble",
     "Located",
     "Logit",
+    "Mean",
     "Minimum",
     "Moorings",
     "Multiplicative",
@@ -109,6 +136,7 @@ __all__ = [
     "Range",
     "Representative",
     "Result",
+    "Root",
     "Row",
     "Smoothed",
     "Smoothing",
@@ -117,7 +145,10 @@ __all__ = [
     "Swath",
     "Thin",
     "ThinIceError",
+    "ThreeDVar",
     "Twin",
+    "Uncorrelated",
+    "VariationalError",
     "View",
     "Weights",
     "Wrapper",
@@ -125,10 +156,13 @@ __all__ = [
     "assimilate",
     "by_band",
     "calibrations",
+    "check_adjoint",
     "chi_square_of",
     "column_taper",
+    "common_layout",
     "consistency",
     "correlation",
+    "correlation_at",
     "correlation_taper",
     "cycle",
     "denkf",
@@ -140,6 +174,7 @@ __all__ = [
     "estkf",
     "finite_size_inflation",
     "gaspari_cohn",
+    "gradient_spectra",
     "great_circle",
     "ienks",
     "information",
@@ -152,13 +187,17 @@ __all__ = [
     "open_assimilation",
     "open_twin",
     "operator_for",
+    "passport",
     "pooled",
+    "randomise",
     "rank_histograms",
     "read_observations",
     "reweighted",
     "rotation",
     "save_observations",
+    "sensitivity",
     "serial_transform",
+    "std_of",
     "superobbed",
     "tabulated",
     "tapered_kalman",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -182,18 +183,22 @@ class Bounded:
         view = observations.view or View()
         if view.lens is not None:
             raise ObservationError("Bounded: these observations see through a transform already; use one `Bounded`")
-        inside = self._mapped(forecast, "forward")
-        seen = observations.replace(view=replace(view, lens=lambda state: self._mapped(state, "inverse")))
-        after = self.wrapped.analysis(inside, seen)
-        outside = self._mapped(after, "inverse")
+        inside = transformed_state(forecast, self.transforms, "forward")
+        lens = partial(transformed_state, transforms=self.transforms, way="inverse")
+        after = self.wrapped.analysis(inside, observations.replace(view=replace(view, lens=lens)))
+        outside = lens(after)
         return forecast.replace(data=torch.where(after.data == inside.data, forecast.data, outside.data))
 
-    def _mapped(self, state: State, way: str) -> State:
-        layout, data = state.layout, state.data.clone()
-        for name, transform in self.transforms.items():
-            for slot in range(len(layout.slots)):
-                rows = layout.channels(name, slot)
-                wet = layout.mask[rows].to(data.device)
-                x = state.data[:, rows]
-                data[:, rows] = torch.where(wet, getattr(transform, way)(x), x)
-        return state.replace(data=data)
+
+def transformed_state(state: State, transforms: Mapping[str, Transform], way: str) -> State:
+    """A state with some variables transformed, "forward" or "inverse"; land stays as it is."""
+    layout, data = state.layout, state.data
+    parts = list(data.unbind(1))
+    for name, transform in transforms.items():
+        for slot in range(len(layout.slots)):
+            for row in range(*layout.channels(name, slot).indices(data.shape[1])):
+                wet = layout.mask[row].to(data.device)
+                # Land is put where every transform has a derivative.
+                inside = torch.where(wet, parts[row], 0.5)
+                parts[row] = torch.where(wet, getattr(transform, way)(inside), parts[row])
+    return state.replace(data=torch.stack(parts, 1))

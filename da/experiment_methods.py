@@ -34,7 +34,6 @@ HALF_WIDTH = 1.82
 _HUGE = 1e4  # a forecast beyond has failed
 _COLUMNS = 4096  # columns of a local analysis that are solved together
 _DEGENERATE = 1e-5  # 1 - Σ w² of particles below which one has all the weight
-_DIFFERENCE = 1e-4  # of the tangent linear model by central differences: exact to 1e-8
 
 
 class Estimate(NamedTuple):
@@ -278,68 +277,3 @@ class Particles(Method):
         X = E - mean[:, None]
         unbiased = 1 - (w**2).sum((1, 2)).clamp(max=1 - _DEGENERATE)
         return mean, X.mT @ (w * X) / unbiased[:, None, None]
-
-
-class Static(Method):
-    """Climatology, optimal interpolation into it, and 3D-Var with its covariance times `scale`."""
-
-    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
-        super().__init__(row, setup, noise, setup.first(len(E))[:, None])
-        self._mean, B = setup.climatology()
-        self._B = B * (row.scale if row.kind == "3dvar" else 1.0)
-
-    def step(self, cycle: int, y: Tensor) -> Estimate:
-        """As `Method.step`."""
-        points, B = self.setup.observed(cycle), self._B
-        x = self.forecast(self.E)[:, 0] if self.row.kind == "3dvar" else self._mean.expand(len(y), -1)
-        if self.row.kind != "climatology":
-            R = self.setup.error**2 * torch.eye(len(points), dtype=B.dtype)
-            K = torch.linalg.solve(B[points][:, points] + R, B[points]).mT
-            x, B = x + (y - x[:, points]) @ K.mT, B - K @ B[points]
-        self.E = x[:, None]
-        return Estimate(x, B.diagonal().mean().sqrt().expand(len(y)))
-
-
-class Extended(Method):
-    """The extended Kalman filter; `inflation` multiplies the covariance, per time unit."""
-
-    def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
-        super().__init__(row, setup, noise, setup.first(len(E))[:, None])
-        eye = torch.eye(setup.n, dtype=torch.float64)
-        self._P = (setup.kind.variance or 1.0) * eye.expand(len(E), -1, -1)
-
-    def step(self, cycle: int, y: Tensor) -> Estimate:
-        """As `Method.step`."""
-        n, points = self.setup.n, self.setup.observed(cycle)
-        steps = _DIFFERENCE * torch.eye(n, dtype=self.E.dtype)
-        x = self.forecast(torch.cat([self.E, self.E + steps, self.E - steps], 1))
-        F = (x[:, 1 : n + 1] - x[:, n + 1 :]).mT / (2 * _DIFFERENCE)
-        P = self.row.inflation**self.setup.interval * (F @ self._P @ F.mT)
-        mean = x[:, 0]
-        R = self.setup.error**2 * torch.eye(len(points), dtype=P.dtype)
-        K = torch.linalg.solve(P[:, points][:, :, points] + R, P[:, points]).mT
-        mean = mean + (K @ (y - mean[:, points]).unsqueeze(-1)).squeeze(-1)
-        P = P - K @ P[:, points]
-        self.E, self._P = mean[:, None], (P + P.mT) / 2
-        return Estimate(mean, P.diagonal(dim1=-2, dim2=-1).mean(-1).sqrt())
-
-
-METHODS: dict[str, type[Method]] = {
-    "climatology": Static,
-    "oi": Static,
-    "3dvar": Static,
-    "extkf": Extended,
-    "enkf": Filter,
-    "denkf": Filter,
-    "etkf": Filter,
-    "estkf": Filter,
-    "ensrf": Filter,
-    "enkfn": Filter,
-    "letkf": Local,
-    "enks": Smoother,
-    "ienks": Iterative,
-    "pf": Particles,
-}
-"""By name without case, spaces and hyphens; "ensrf" with a localisation is `Local`."""
-
-WITHOUT_MEMBERS = ("climatology", "oi", "3dvar", "extkf")

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from ..emulators import Noise
-from .experiment_methods import METHODS, WITHOUT_MEMBERS, Local, Method
+from .experiment_methods import Local, Method
+from .experiment_static import METHODS, WITHOUT_MEMBERS
 from .experiment_systems import SYSTEMS, Drawn, Setup, build
 
 
@@ -41,13 +42,14 @@ class Row:
 
     Attributes:
         system: "lorenz63", "lorenz96", "kuramoto_sivashinsky" or "quasi_geostrophic".
-        method: "Climatology", "OI", "3D-Var", "ExtKF", "EnKF" (stochastic), "DEnKF", "ETKF", "ESTKF", "EnSRF" (serial),
-            "EnKF-N", "LETKF", "EnKS", "IEnKS" (with lag 1 the IEnKF) or "PF"; case, hyphens and spaces do not matter.
+        method: "Climatology", "OI", "3D-Var", "4D-Var", "ExtKF", "EnKF" (stochastic), "DEnKF", "ETKF", "ESTKF",
+            "EnSRF" (serial), "EnKF-N", "LETKF", "EnKS", "IEnKS" (with lag 1 the IEnKF) or "PF"; case, hyphens and
+            spaces do not matter.
         members: of the ensemble, where there is one.
         inflation: of the anomalies after each analysis; of the covariance per time unit for ExtKF.
         rotation: whether members are rotated at random after each analysis, keeping their mean and covariance.
         localisation: "radius" in grid spacings, for LETKF and EnSRF.
-        lag: of smoothers, in cycles.
+        lag: of smoothers and 4D-Var, in cycles.
         obs_error: standard deviation of the observations.
         obs_interval: model time steps between observations.
         observed_every: every so manieth point is observed.
@@ -55,9 +57,10 @@ class Row:
         burn_in: observation times before.
         replicates: independent experiments.
         xN: confidence in the prior of the inflation, for EnKF-N, and LETKF and IEnKS with a finite-size prior.
-        iterations: of the IEnKS, at most.
+        iterations: of the IEnKS and 4D-Var, at most.
         bundle: whether the IEnKS takes sensitivities from a small bundle instead of the ensemble.
-        scale: of the climatological covariance in 3D-Var.
+        scale: of the background's covariance in 3D-Var and 4D-Var.
+        covariance: of these, times the scale: "climatology" or "identity".
         regularisation: of the PF: jitter of copies over N^(-1/(n+4)) times the members' spread.
         resample: of the PF: resampled when no more than this fraction of the members is effective.
         divergence: mean error beyond which a replicate counts as diverged; default the observation error, half of it
@@ -86,6 +89,7 @@ class Row:
     iterations: int = 10
     bundle: bool = False
     scale: float = 1.0
+    covariance: str = "climatology"
     regularisation: float = 1.0
     resample: float = 1.0
     divergence: float | None = None
@@ -99,6 +103,8 @@ class Row:
             raise ValueError(f"no method {self.method!r}{_like(self.kind, METHODS)}; there are {', '.join(METHODS)}")
         for f in fields(self):
             self._check(f.name, str(f.type), f.default is MISSING)
+        if self.covariance not in ("climatology", "identity"):
+            raise ValueError(f'covariance: wanted "climatology" or "identity", got {self.covariance!r}')
         if self.kind not in WITHOUT_MEMBERS and self.members < 2:
             raise ValueError(f"{self.method}: wanted at least two members, got {self.members}")
         on_ring = self.system in ("lorenz96", "kuramoto_sivashinsky", "quasi_geostrophic")

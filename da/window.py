@@ -23,11 +23,13 @@ class Window:
         layout: of the states.
         dates: of the trajectory's states, of their newest slots; the last is the time of the analysis.
 
-    Raises ObservationError for observations before the first date.
+    Raises ObservationError for observations of another time, or before the first date.
     """
 
     def __init__(self, given: Observations, layout: Layout, dates: Sequence[cftime.datetime]) -> None:
         self.given, self.layout = given, layout
+        if dates[-1] != given.time:
+            raise ObservationError(f"wanted observations of the end of the window, {dates[-1]}, got {given.time}")
         ahead = np.array([(t - given.time).total_seconds() for t in dates])
         early = given.offset < ahead[0]
         if early.any():

@@ -101,7 +101,7 @@ def diffusion(
     if not wet.any():
         raise ValueError("diffusion needs at least one wet cell, and the mask has none")
     scale = length / math.sqrt(4 * solves - 4)
-    area, ends, conductance = _metric(lat, lon, wet, period)
+    area, ends, conductance = metric(lat, lon, wet, period)
     mean = area.mean()
     a, b, c = *ends, conductance * (scale**2 / mean)
     size = len(area)
@@ -113,7 +113,7 @@ def diffusion(
     apart = 2 * (4 + solves) * scale
     whole = size <= exact or period != 360.0
     where = on_sphere(lat[wet], lon[wet])
-    groups = [np.array([i]) for i in range(size)] if whole else list(_apart(where, apart))
+    groups = [np.array([i]) for i in range(size)] if whole else list(scattered(where, apart))
     deviation = np.sqrt(_variance(operator, groups, where))
     return Diffusion(wet, area / mean, factor, solves, deviation)
 
@@ -181,7 +181,7 @@ class Diffused:
         return out
 
 
-def _metric(
+def metric(
     lat: Array, lon: Array, wet: NDArray[np.bool_], period: float
 ) -> tuple[Array, tuple[NDArray[np.int64], NDArray[np.int64]], Array]:
     """Areas (cell,) in m2; the two cells of every face between wet cells; face length over distance, (face,)."""
@@ -226,7 +226,7 @@ def _mean_step(size: int, pair: tuple[NDArray[np.int64], ...], step: Array) -> A
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nanmean(step)))
 
 
-def _apart(where: Array, distance: float) -> Iterator[NDArray[np.int64]]:
+def scattered(where: Array, distance: float) -> Iterator[NDArray[np.int64]]:
     """Split points (point, 3) greedily into groups whose points are at least `distance` from each other."""
     tree, waiting = cKDTree(where), np.ones(len(where), bool)
     while waiting.any():

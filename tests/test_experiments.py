@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from polynya.da.experiment_methods import METHODS, WITHOUT_MEMBERS, Particles
+from polynya.da.experiment_methods import Particles
+from polynya.da.experiment_static import METHODS, WITHOUT_MEMBERS
 from polynya.da.experiment_systems import Drawn
 from polynya.da.experiments import Row, run, shortened
 from polynya.da.localise import gaspari_cohn

@@ -16,7 +16,7 @@ from small import START, random_state, small_layout
 from polynya.emulators import Field, Layout, Noise, gaussian_grid, nature_ice, nature_ocean
 from polynya.emulators.grids import EARTH_RADIUS
 from polynya.ensembles import Correlated, Diffused, perturb
-from polynya.ensembles.diffusion_noise import Diffusion, _apart, diffusion
+from polynya.ensembles.diffusion_noise import Diffusion, diffusion, scattered
 
 Array = NDArray[np.float64]
 
@@ -100,7 +100,7 @@ def test_shared_solves_find_the_same_variance() -> None:
 
 def test_groups_are_apart_and_complete() -> None:
     where = np.random.default_rng(0).normal(size=(200, 3))
-    groups = list(_apart(where, 1.5))
+    groups = list(scattered(where, 1.5))
     assert sorted(np.concatenate(groups)) == list(range(200))
     for group in groups:
         distance = np.linalg.norm(where[group][:, None] - where[group], axis=-1)

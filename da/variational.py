@@ -1,0 +1,155 @@
+"""Variational analyses with the emulator's own adjoint: 4D-Var with strong or weak constraint, and 3D-Var.
+
+    J(v) = ½ |v|² + ½ Σ_k |R^(-1/2) (y_k - H_k x_k)|²,     x_0 = x_b + L v_0,   x_k+1 = M(x_k, f_k, ξ_k) + L_Q η_k
+
+with the control v = (v_0, η, ξ): the initial increment through a root L of the background's covariance, increments for
+the model's errors (weak constraint, Trémolet 2006, doi:10.1256/qj.05.224), and the noise of a generative emulator,
+which is standard normal already. Every member of the background is a problem of its own, and all are minimised in one
+batch: with perturbed observations they are an ensemble of 4D-Vars (Isaksen et al. 2010). There is no learning rate;
+see `minimise.py`. The cost is float64, the model runs in the dtype of the background.
+
+`Problem` (`window_cost.py`) is the cost function; here is what `cycle` and users call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..emulators import Draws, Emulator, Forcing, State
+from .background import Root
+from .bounded import Transform
+from .cycle import Smoothed
+from .minimise import LBFGS, GaussNewton, Minimum
+from .observations import Observations
+from .window_cost import Problem, Snapshot, Trajectory
+
+Minimiser = LBFGS | GaussNewton
+
+
+@dataclass(frozen=True)
+class FourDVar:
+    """4D-Var over the window from one time of observations to the next; an analysis for `cycle`.
+
+    Attributes:
+        root: of the covariance of the background at the beginning of the window.
+        minimiser: `LBFGS()` or `GaussNewton()`.
+        model_error: root of the covariance of the model's error, for a weak constraint.
+        error_every: steps from one such error to the next.
+        control_noise: whether the noise of a stochastic emulator is corrected, too.
+        perturb: where perturbations of the observations come from, one draw for each member; None for none.
+        transforms: of bounded variables, in which the increment is added: x_0 = T⁻¹(T(x_b) + L v_0).
+        growing: the window is lengthened in steps, each of which begins with the minimum of that before (quasi-static,
+            Pires et al. 1996, doi:10.3402/tellusa.v48i1.11634): fractions of it in ascending order, the last 1.
+        checkpoint: what of a trajectory is kept for the adjoint: "all", "states" (one per step; each step is computed
+            twice), or "few" (one in about √steps; each step is computed three times).
+    """
+
+    root: Root
+    minimiser: Minimiser = field(default_factory=LBFGS)
+    model_error: Root | None = None
+    error_every: int = 1
+    control_noise: bool = False
+    perturb: Draws | None = None
+    transforms: Mapping[str, Transform] | None = field(default=None, hash=False)
+    growing: tuple[float, ...] = (1.0,)
+    checkpoint: str = "states"
+
+    def __post_init__(self) -> None:
+        if self.checkpoint not in ("all", "states", "few") or self.error_every < 1:
+            raise ValueError(
+                f'FourDVar: wanted checkpoint "all", "states" or "few" and error_every >= 1, got {self.checkpoint!r} '
+                f"and {self.error_every}"
+            )
+        if list(self.growing) != sorted(self.growing) or not self.growing or self.growing[-1] != 1.0:
+            raise ValueError(f"FourDVar: wanted ascending fractions of the window that end with 1, got {self.growing}")
+
+    def window(
+        self,
+        emulator: Emulator,
+        begin: State,
+        forcing: Forcing | None,
+        noise: Draws | None,
+        observations: Observations,
+        steps: int,
+    ) -> Smoothed:
+        """The analysed trajectory from the beginning of the window to the time of the observations.
+
+        Args:
+            emulator: differentiable.
+            begin: the background at the beginning of the window; each member is a problem of its own.
+            forcing, noise: as for `trajectory`.
+            observations: of the end of the window; those within it have an `offset`.
+            steps: of the window.
+
+        Without observations it is the background's trajectory. The `report` holds, for each member, J at the background
+        and at the minimum, its parts `cost_background` and `cost_observations` there, the norm of the gradient relative
+        to that at the background, iterations, evaluations, and whether the minimiser has converged.
+
+        Raises ObservationError for observations that are nowhere or outside the window; LayoutError if the root is of
+        another layout; VariationalError if the emulator cuts the gradient, or it is not finite, saying at which step.
+        """
+        problem = Trajectory(self, emulator, begin, forcing, noise, observations, steps)
+        if not len(observations):
+            return Smoothed(problem.states(problem.start()))
+        found = _minimised(problem, self.minimiser, self.growing)
+        return Smoothed(problem.states(found.v), _report(problem, found))
+
+
+@dataclass(frozen=True)
+class ThreeDVar:
+    """3D-Var: the background is corrected at the time of the analysis, through a root of its covariance.
+
+    Observations within the window are compared with the background at their own times (first guess at the appropriate
+    time), as `cycle` does for every analysis. Each member of the forecast is a problem of its own.
+
+    Attributes:
+        root, minimiser, perturb, transforms: as in `FourDVar`.
+    """
+
+    root: Root
+    minimiser: Minimiser = field(default_factory=LBFGS)
+    perturb: Draws | None = None
+    transforms: Mapping[str, Transform] | None = field(default=None, hash=False)
+
+    def analysis(self, forecast: State, observations: Observations) -> State:
+        """The analysis: same members, time and layout; without observations it is the forecast.
+
+        Raises as `FourDVar.window`.
+        """
+        if not len(observations):
+            return forecast
+        problem = Snapshot(self, forecast, observations)
+        return problem.first(_minimised(problem, self.minimiser, (1.0,)).v)
+
+
+def _minimised(problem: Problem, minimiser: Minimiser, growing: tuple[float, ...]) -> Minimum:
+    v = problem.start()
+    problem.require_gradient(v)
+    for part in growing:
+        within = problem.until(part)
+        if isinstance(minimiser, LBFGS):
+            found = minimiser.minimise(within.cost, v)
+        else:
+            found = minimiser.minimise(within.linearised, v)
+        v = found.v
+    return found
+
+
+def _report(problem: Problem, found: Minimum) -> dict[str, np.ndarray]:
+    begin, end = (problem.parts(v) for v in (problem.start(), found.v))
+    counts = {"iterations": found.iterations, "converged": found.converged.int()}
+    counts["evaluations"] = torch.full_like(found.iterations, found.evaluations)
+    numbers: dict[str, Tensor] = {
+        "cost_first": begin[0] + begin[1],
+        "cost": end[0] + end[1],
+        "cost_background": end[0],
+        "cost_observations": end[1],
+        "gradient": found.gradient / found.start.clamp(min=1e-300),
+        **counts,
+    }
+    return {name: value.detach().cpu().numpy() for name, value in numbers.items()}

@@ -1,0 +1,270 @@
+"""Variational analyses: against Kalman smoothers, exact posteriors, finite differences; what is kept and refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import cftime
+import numpy as np
+import pytest
+import torch
+from toys import Lorenz96, Matrix, row_layout
+
+from polynya.da import (
+    LBFGS,
+    FourDVar,
+    GaussNewton,
+    Logit,
+    ObservationError,
+    Observations,
+    RandomPoints,
+    ThreeDVar,
+    VariationalError,
+    cycle,
+    observe,
+    operator_for,
+)
+from polynya.da.window_cost import Trajectory
+from polynya.emulators import Layout, LayoutError, Noise, State
+
+torch.set_num_threads(1)
+DAY, N, STEPS = cftime.DatetimeNoLeap(2000, 1, 1), 8, 3
+LAYOUT = row_layout(N)
+EXACT = {
+    "lbfgs": LBFGS(tolerance=1e-12, iterations=500, evaluations=1000),
+    "newton": GaussNewton(1e-12, inner=60, inner_tolerance=1e-13),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """L as a matrix."""
+
+    L: torch.Tensor
+    layout: Layout = LAYOUT
+
+    @property
+    def size(self) -> int:
+        return self.L.shape[1]
+
+    def apply(self, v):
+        return (v @ self.L.mT.to(v)).unflatten(-1, self.layout.shape)
+
+
+def linear(seed=0):
+    """A stable model, roots of B and Q, all dense."""
+    g = torch.Generator().manual_seed(seed)
+    M = torch.linalg.qr(torch.randn(N, N, generator=g, dtype=torch.float64))[0] * 0.9
+    L, LQ = (s * torch.randn(N, N, generator=g, dtype=torch.float64) for s in (1.0, 0.2))
+    return Matrix(M, LAYOUT), Dense(L), Dense(LQ)
+
+
+def state(data, time=DAY, members=None):
+    data = torch.as_tensor(data, dtype=torch.float64).reshape(-1, 1, 1, N)
+    return State(data, time, LAYOUT, tuple(members or range(len(data))))
+
+
+def observations(seed=0, error=0.3, steps=STEPS):
+    """Three sites at every step of a window of five-day steps."""
+    g = np.random.default_rng(seed)
+    day = 5 * 86400.0
+    offset = np.repeat(-day * np.arange(steps)[::-1], 3)
+    site = np.concatenate([g.permutation(N)[:3] for _ in range(steps)])
+    table = {"variable": "zos", "lat": 0.0, "lon": 360.0 / N * site, "value": g.normal(size=len(site)), "error": error}
+    return Observations.from_table(DAY + timedelta(days=5 * steps), table | {"offset": offset}), site
+
+
+def smoother(M, B, Q, site, y, error, background, steps=STEPS):
+    """The exact smoothed means at all times: one linear Gaussian problem for (x_0, w_1, ..., w_n)."""
+    maps, n = [], N * (steps + 1)
+    maps.append(np.eye(N, n))
+    for k in range(steps):
+        inject = np.zeros((N, n))
+        inject[:, N * (k + 1) : N * (k + 2)] = np.eye(N)
+        maps.append(M @ maps[-1] + inject)
+    prior = np.zeros((n, n))
+    prior[:N, :N] = B
+    for k in range(steps):
+        prior[N * (k + 1) : N * (k + 2), N * (k + 1) : N * (k + 2)] = Q
+    H = np.stack([maps[1 + i // 3][s] for i, s in enumerate(site)])
+    mean = np.zeros(n)
+    mean[:N] = background
+    K = prior @ H.T @ np.linalg.inv(H @ prior @ H.T + error**2 * np.eye(len(H)))
+    mean = mean + K @ (y - H @ mean)
+    return [m @ mean for m in maps]
+
+
+@pytest.mark.parametrize("minimiser", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("weak", [False, True])
+def test_a_linear_window_is_the_kalman_smoother(minimiser, weak):
+    model, root, error_root = linear()
+    given, site = observations()
+    g = torch.Generator().manual_seed(1)
+    background = state(torch.randn(2, N, generator=g, dtype=torch.float64))
+    method = FourDVar(root, minimiser, model_error=error_root if weak else None)
+    found = method.window(model, background, None, None, given, STEPS)
+    B, Q = ((r.L @ r.L.mT).numpy() for r in (root, error_root))
+    for member in range(2):
+        exact = smoother(
+            model.A.numpy(), B, Q * weak, site, given.value, 0.3, background.data[member].flatten().numpy()
+        )
+        for got, wanted in zip(found.states, exact, strict=True):
+            assert np.allclose(got.data[member].flatten().numpy(), wanted, atol=1e-8)
+    assert (found.report["converged"] == 1).all() and (found.report["cost"] <= found.report["cost_first"]).all()
+
+
+def test_three_d_var_is_the_kalman_update():
+    _, root, _ = linear()
+    given, site = observations(steps=1)
+    given = given.replace(time=DAY)
+    background = state(torch.arange(N) * 0.1)
+    B, H = (root.L @ root.L.mT).numpy(), np.eye(N)[site]
+    K = B @ H.T @ np.linalg.inv(H @ B @ H.T + 0.09 * np.eye(3))
+    x = background.data.flatten().numpy()
+    for minimiser in EXACT.values():
+        found = ThreeDVar(root, minimiser).analysis(background, given)
+        assert np.allclose(found.data.flatten().numpy(), x + K @ (given.value - H @ x), atol=1e-8)
+    with pytest.raises(ObservationError, match="forecast's time"):
+        ThreeDVar(root).analysis(background, given.replace(time=DAY + timedelta(days=1)))
+
+
+@pytest.mark.parametrize("kept", ["all", "states", "few"])
+def test_gradients_are_those_of_finite_differences_whatever_is_kept(kept):
+    model, truth = Lorenz96(), Noise(0).normal((0,), None, (40,), dtype=torch.float64)
+    layout = model.layout
+    background = State(8 + truth.reshape(1, 1, 1, 40), DAY, layout, (0,))
+    table = {"variable": "zos", "lat": 0.0, "lon": np.arange(0, 360, 45.0), "value": 3.0, "error": 0.5}
+    table["offset"] = -86400.0 * np.arange(8) * 0.9
+    given = Observations.from_table(DAY + timedelta(days=9), table)
+    how = FourDVar(Dense(0.3 * torch.eye(40, dtype=torch.float64), layout), checkpoint=kept)
+    problem = Trajectory(how, model, background, None, None, given, 9)
+    g = torch.Generator().manual_seed(2)
+    v, u = (torch.randn(1, 40, generator=g, dtype=torch.float64) for _ in range(2))
+    J, gradient = problem.cost(v)
+    slopes = []
+    for eps in (1e-2, 1e-3, 1e-4):
+        ahead = problem.cost(v + eps * u)[0]
+        slopes.append(float((ahead - J - eps * (gradient * u).sum()).abs()))
+    assert np.allclose(np.diff(np.log10(slopes)), -2, atol=0.05)
+    _, same, product = problem.linearised(v)
+    assert torch.allclose(same, gradient, rtol=1e-12)
+    w = torch.randn(1, 40, generator=g, dtype=torch.float64)
+    assert float((product(u) * w).sum()) == pytest.approx(float((product(w) * u).sum()), rel=1e-10)
+
+
+def test_a_perfect_twin_costs_nothing_and_windows_cycle():
+    model, layout = Lorenz96(), Lorenz96().layout
+    g = torch.Generator().manual_seed(3)
+    truth = State(8 + torch.randn(1, 1, 1, 40, generator=g, dtype=torch.float64), DAY, layout, (0,))
+    path = [truth]
+    for _ in range(40):
+        path.append(model.step(path[-1], None, Noise(0)))
+    network = RandomPoints("zos", error=0.5, count=40)
+    seen = list(observe(path, network, Noise(1), every=4))
+    how = FourDVar(Dense(0.3 * torch.eye(40, dtype=torch.float64), layout), LBFGS(1e-3))
+    exact = [o.replace(value=operator_for(layout, o).apply(path[4 * (k + 1)])[0].numpy()) for k, o in enumerate(seen)]
+    found = how.window(model, truth, None, None, exact[0], 4)
+    assert found.report["cost"].max() < 1e-20 and torch.equal(found.states[-1].data, path[4].data)
+    wrong = truth.replace(data=truth.data + 0.3 * torch.randn(1, 1, 1, 40, generator=g, dtype=torch.float64))
+    cycles = []
+    states = list(cycle(model, wrong, None, seen, how, monitor=cycles.append))
+    assert len(states) == 41 and [s.time for s in states] == [s.time for s in path]
+    error = [float((c.analysis.data - path[4 * (k + 1)].data).square().mean().sqrt()) for k, c in enumerate(cycles)]
+    background = [
+        float((c.background.data - path[4 * (k + 1)].data).square().mean().sqrt()) for k, c in enumerate(cycles)
+    ]
+    assert np.mean(error) < 0.7 * np.mean(background) and np.mean(error) < 0.6
+    assert (cycles[-1].report["cost"] < cycles[-1].report["cost_first"]).all()
+
+
+def test_members_are_problems_of_their_own_and_an_ensemble_of_them_knows_its_error():
+    """With perturbed backgrounds and observations the spread of analyses is the posterior's."""
+    model, root, _ = linear(4)
+    given, site = observations(4)
+    members = tuple(range(1500))
+    drawn = Noise(7).normal(members, None, (N,), dtype=torch.float64)
+    background = state(drawn @ root.L.mT, members=members)
+    how = FourDVar(root, EXACT["newton"], perturb=Noise(8))
+    found = how.window(model, background, None, None, given, STEPS).states[0].data.flatten(1)
+    B = (root.L @ root.L.mT).numpy()
+    H, M = [], np.eye(N)
+    for i, s in enumerate(site):
+        M = model.A.numpy() @ M if i % 3 == 0 else M
+        H.append(M[s])
+    H = np.stack(H)
+    posterior = B - B @ H.T @ np.linalg.solve(H @ B @ H.T + 0.09 * np.eye(len(H)), H @ B)
+    assert np.allclose(np.cov(found.numpy().T), posterior, atol=0.1 * np.trace(posterior) / N + 0.04)
+    alone = how.window(model, background.sel((17,)), None, None, given, STEPS).states[0].data.flatten()
+    assert torch.allclose(alone, found[17], atol=1e-7)
+
+
+def test_noise_of_a_stochastic_model_is_a_control():
+    """x' = A x + 0.3 ξ with the noise as control is the weak-constraint smoother with Q = 0.09."""
+    model, root, _ = linear(5)
+    noisy = replace(model, noise=0.3)
+    given, site = observations(5)
+    background = state(torch.zeros(N))
+    how = FourDVar(root, EXACT["lbfgs"], control_noise=True)
+    found = how.window(noisy, background, None, Noise(3), given, STEPS)
+    B = (root.L @ root.L.mT).numpy()
+    exact = smoother(model.A.numpy(), B, 0.09 * np.eye(N), site, given.value, 0.3, np.zeros(N))
+    for got, wanted in zip(found.states, exact, strict=True):
+        assert np.allclose(got.data.flatten().numpy(), wanted, atol=1e-7)
+
+
+def test_bounded_variables_stay_within_their_bounds():
+    layout = row_layout(N, "siconc")
+    still = Matrix(torch.eye(N, dtype=torch.float64), layout)
+    background = State(torch.linspace(0, 1, N, dtype=torch.float64).reshape(1, 1, 1, N), DAY, layout, (0,))
+    table = {"variable": "siconc", "lat": 0.0, "lon": 360.0 / N * np.arange(N), "value": 1 - np.linspace(0, 1, N)}
+    given = Observations.from_table(DAY + timedelta(days=5), table | {"error": 0.05})
+    how = FourDVar(Dense(2 * torch.eye(N, dtype=torch.float64), layout), transforms={"siconc": Logit()})
+    found = how.window(still, background, None, None, given, 1).states[-1].data.flatten()
+    assert found.min() >= 0 and found.max() <= 1
+    assert ((found - torch.tensor(given.value)).abs() < 0.1).all()
+
+
+def test_a_growing_window_ends_at_the_same_minimum():
+    model, root, _ = linear(6)
+    given, _ = observations(6)
+    background = state(torch.zeros(N))
+    once, slowly = (
+        FourDVar(root, EXACT["lbfgs"], growing=g).window(model, background, None, None, given, STEPS)
+        for g in ((1.0,), (0.4, 0.7, 1.0))
+    )
+    assert torch.allclose(once.states[0].data, slowly.states[0].data, atol=1e-8)
+
+
+def test_what_cannot_be():
+    model, root, _ = linear()
+    given, _ = observations()
+    background = state(torch.zeros(N))
+    how = FourDVar(root)
+    nothing = how.window(model, background, None, None, given.select(np.zeros(len(given), bool)), STEPS)
+    assert torch.equal(nothing.states[0].data, background.data) and not nothing.report
+
+    @dataclass(frozen=True)
+    class Broken:
+        layout: Layout = LAYOUT
+        dt: timedelta = timedelta(days=5)
+        forcing_layout: None = None
+        how: str = "detach"
+
+        def step(self, x, forcing, noise):
+            data = x.data.detach() * 1.0 if self.how == "detach" else torch.sqrt(x.data * 0)
+            return x.replace(data=data, time=x.time + self.dt)
+
+    with pytest.raises(VariationalError, match="the gradient is cut: Broken"):
+        how.window(Broken(), background, None, None, given, STEPS)
+    with pytest.raises(VariationalError, match="not finite at step"):
+        how.window(Broken(how="root"), background, None, None, given, STEPS)
+    with pytest.raises(LayoutError, match="root"):
+        FourDVar(Dense(torch.eye(4), row_layout(4))).window(model, background, None, None, given, STEPS)
+    with pytest.raises(ObservationError, match="end of the window"):
+        how.window(model, background, None, None, given, STEPS - 2)
+    with pytest.raises(ObservationError, match="belong to that"):
+        how.window(model, background, None, None, given.replace(offset=given.offset - 86400 * 11), STEPS)
+    for wrong in (lambda: FourDVar(root, checkpoint="some"), lambda: FourDVar(root, growing=(1.0, 0.5))):
+        with pytest.raises(ValueError, match="wanted"):
+            wrong()
