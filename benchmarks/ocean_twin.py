@@ -28,6 +28,7 @@ from polynya.da import (
     Adaptive,
     Biased,
     Buddy,
+    Debiased,
     Faulty,
     Floats,
     Gross,
@@ -51,12 +52,12 @@ def network(faulty: bool):
     clean = (
         SurfaceField("thetao", error=0.3, coverage=0.5, stride=2, kind="SST swath"),
         RandomPoints("zos", error=0.02, count=300, kind="altimeter"),
-        Floats(80, {"thetao": 0.05, "so": 0.005}, max_depth=2000.0, kind="float"),
+        Floats(80, {"thetao": 0.1, "so": 0.02}, max_depth=2000.0, kind="float"),
     )
     if not faulty:
         return clean
     swath, altimeter, floats = (Faulty(i, fraction=0.1, size=10.0) for i in clean)
-    return swath, altimeter, Biased(floats, {"thetao": 0.1})
+    return swath, altimeter, Biased(floats, {"thetao": 0.2})
 
 
 def methods(climatology: State) -> dict:
@@ -94,10 +95,11 @@ def experiment(folder: Path, cycles: int, wanted: list[str], faulty: bool) -> Tw
     everything = torch.cat([s.data for s in states])
     climatology = State(everything, start.time, emulator.layout, tuple(range(len(everything))))
     quality = Quality((Located(), Range(), Gross(4.0), Buddy(1.5e5))) if faulty else None
+    bias = Debiased(("float",), ("thetao",), memory=30) if faulty else None  # the swath is the anchor
     known = methods(climatology)
     return twin(
         ocean, start, emulator, ensemble, network(faulty), {n: known[n] for n in wanted}, cycles=cycles, store=folder,
-        forcing=forcing, noise=Noise(2), quality=quality, free=not faulty, resume=True, progress=True,
+        forcing=forcing, noise=Noise(2), quality=quality, bias=bias, free=not faulty, resume=True, progress=True,
     )  # fmt: skip
 
 
