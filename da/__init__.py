@@ -19,12 +19,13 @@ from .experiments import Result, Row
 from .faults import Biased, Faulty, Representative, Spread, unresolved
 from .filters import ETKF, transform
 from .finite_size import EnKFN, enkf_n, finite_size_inflation
+from .gauss_newton import GaussNewton
 from .impact import norm, observation_impact
 from .inflation import RTPP, RTPS, Adaptive, Additive, Inflated, Inflation, Multiplicative
 from .instruments import Buoys, Floats, Moorings, Profiles, RandomPoints, SurfaceField
 from .letkf import LETKF
 from .localise import gaspari_cohn, great_circle
-from .minimise import LBFGS, GaussNewton, Minimum
+from .minimise import LBFGS, Minimum
 from .neighbours import Buddy, Duplicates, Thin
 from .networks import Network, observe, observe_state
 from .observations import Derived, ObservationError, Observations, View

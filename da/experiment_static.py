@@ -11,7 +11,7 @@ from torch import Tensor
 from ..emulators import Noise
 from .experiment_methods import Estimate, Filter, Iterative, Local, Method, Particles, Smoother
 from .experiment_systems import Setup
-from .minimise import GaussNewton
+from .gauss_newton import GaussNewton
 
 if TYPE_CHECKING:
     from .experiments import Row

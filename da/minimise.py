@@ -1,10 +1,10 @@
-"""Minimisers of batches of independent problems: L-BFGS with a strong Wolfe line search, and truncated Newton.
+"""L-BFGS with a strong Wolfe line search, for batches of independent problems.
 
 A problem is a row of v (problem, n); one call of the cost function serves all of them, each of which is at its own
-place of its own line search. There is no learning rate: steps follow from the cost function alone.
+place of its own line search. There is no learning rate: steps follow from the cost function alone. For problems of
+least squares with a linearised model there is `gauss_newton.py`.
 
-Source: Nocedal and Wright (2006), Numerical Optimization, 2nd ed., algorithms 3.5, 3.6 and 7.4 (L-BFGS), 7.2 (the
-truncated conjugate gradients of Steihaug in a trust region) and 4.1 (its radius).
+Source: Nocedal and Wright (2006), Numerical Optimization, 2nd ed., algorithms 3.5, 3.6 (the search) and 7.4.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ class LBFGS:
         )  # fmt: skip
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Products of rows (problem, n), (problem,) float64."""
     return (a.double() * b.double()).sum(-1)
 
 
@@ -144,8 +145,8 @@ class _Pairs:
         self.rho = torch.zeros(memory, len(like), dtype=torch.float64, device=like.device)
 
     def learn(self, s: Tensor, y: Tensor, which: Tensor) -> None:
-        curvature = _dot(s, y)
-        which = which & (curvature > 1e-10 * _dot(y, y).sqrt() * _dot(s, s).sqrt())
+        curvature = dot(s, y)
+        which = which & (curvature > 1e-10 * dot(y, y).sqrt() * dot(s, s).sqrt())
         rows = which[:, None]
         for known, new in ((self.s, s), (self.y, y)):
             known[1:] = torch.where(rows, known[:-1].clone(), known[1:])
@@ -161,15 +162,15 @@ class _Pairs:
         keep = (lambda x: x) if free is None else (lambda x: torch.where(free, x, 0.0))
         q, alphas = keep(gradient), []
         for s, y, rho in zip(self.s, self.y, self.rho, strict=True):
-            alpha = rho * _dot(keep(s), q)
+            alpha = rho * dot(keep(s), q)
             alphas.append(alpha)
             q = q - alpha.to(q)[:, None] * keep(y)
-        square = _dot(keep(self.y[0]), self.y[0])
+        square = dot(keep(self.y[0]), self.y[0])
         known = (self.rho[0] > 0) & (square > 0)
         scale = torch.where(known, 1 / torch.where(known, self.rho[0] * square, 1.0), 1.0)
         q = q * scale.to(q)[:, None]
         for s, y, rho, alpha in zip(self.s.flip(0), self.y.flip(0), self.rho.flip(0), alphas[::-1], strict=True):
-            q = q + (alpha - rho * _dot(keep(y), q)).to(q)[:, None] * keep(s)
+            q = q + (alpha - rho * dot(keep(y), q)).to(q)[:, None] * keep(s)
         return -q
 
 
@@ -201,17 +202,17 @@ class _Search:
 
     def _norm(self, v: Tensor, g: Tensor) -> Tensor:
         free = self.box.free(v, g)
-        return _dot(g, g if free is None else torch.where(free, g, 0.0)).clamp(min=0).sqrt()
+        return dot(g, g if free is None else torch.where(free, g, 0.0)).clamp(min=0).sqrt()
 
     def direct(self, pairs: _Pairs, which: Tensor, first: bool = False) -> None:
         """Begin a search of some problems along the quasi-Newton direction."""
         direction = pairs.direction(self.g, self.box.free(self.v, self.g))
-        slope = _dot(direction, self.g)
+        slope = dot(direction, self.g)
         uphill = ~(slope < 0)
         free = self.box.free(self.v, self.g)
         steepest = -(self.g if free is None else torch.where(free, self.g, 0.0))
         direction = torch.where(uphill[:, None], steepest, direction)
-        slope = torch.where(uphill, _dot(steepest, self.g), slope)
+        slope = torch.where(uphill, dot(steepest, self.g), slope)
         unknown = pairs.rho[0] == 0
         length = torch.where(unknown | uphill, (1 / self.norm.clamp(min=1e-300)).clamp(max=1.0), 1.0)
         if first:
@@ -241,7 +242,7 @@ class _Search:
         sane = f.isfinite() & g.isfinite().all(-1)
         f = torch.where(sane, f, torch.inf)
         g = torch.where(sane[:, None], g, 0.0)
-        d = torch.where(sane, _dot(g, self.p), torch.inf)
+        d = torch.where(sane, dot(g, self.p), torch.inf)
         self.best = torch.where(which, torch.minimum(self.best, f), self.best)
         a, blur = self.alpha, _BLUR * self.cost.abs()
         enough = self.cost + _ARMIJO * self.alpha * self.slope + blur
@@ -286,104 +287,3 @@ class _Search:
         at = torch.where(cubic.isfinite(), cubic, torch.where(quadratic.isfinite(), quadratic, middle))
         share = ((at - self.lo) / safe).clamp(0.1, 0.9)
         return self.lo + torch.where(share.isfinite(), share, 0.5) * width
-
-
-# --- Gauss-Newton ------------------------------------------------------------------------------------
-
-Linearised = Callable[[Tensor], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]
-"""From v (problem, n) to J, its gradient, and the product of the Gauss-Newton Hessian with vectors (problem, n)."""
-
-
-@dataclass(frozen=True)
-class GaussNewton:
-    """Gauss-Newton with conjugate gradients inside and a trust region around each iterate.
-
-    Attributes:
-        tolerance: stop when the norm of the gradient is this fraction of what it was at the first guess.
-        iterations: outer ones, at most; each linearises once.
-        inner: products with the Hessian in each, at most.
-        inner_tolerance: stop the inner iterations when the residual is this fraction of the gradient.
-    """
-
-    tolerance: float = 1e-3
-    iterations: int = 20
-    inner: int = 30
-    inner_tolerance: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1 or not 0 < self.inner_tolerance < 1 or min(self.iterations, self.inner) < 1:
-            raise ValueError(f"GaussNewton: wanted tolerances in [0, 1) and counts >= 1, got {self}")
-
-    def minimise(self, linearised: Linearised, start: Tensor) -> Minimum:
-        """The minimum of each problem; raises ValueError if J or its gradient is not finite at the first guess."""
-        v = start
-        cost, g, product = linearised(v)
-        cost, norm = cost.double(), _dot(g, g).sqrt()
-        if not (cost.isfinite() & norm.isfinite()).all():
-            raise ValueError(f"wanted a finite cost and gradient at the first guess, got {cost.tolist()}")
-        first, radius = norm.clone(), torch.full_like(cost, torch.inf)
-        iterations = torch.zeros_like(cost, dtype=torch.int64)
-        history, evaluations, products = [cost.clone()], 1, 0
-        done = norm <= self.tolerance * first
-        while not done.all() and evaluations <= self.iterations:
-            p, Hp, count = truncated_cg(product, g, radius, ~done, self.inner, self.inner_tolerance)
-            products += count
-            trial = v + p
-            new, g_new, product_new = linearised(trial)
-            evaluations += 1
-            new = torch.where(new.isfinite() & g_new.isfinite().all(-1), new.double(), torch.inf)
-            predicted = -(_dot(g, p) + _dot(p, Hp) / 2)
-            ratio = torch.where(predicted > 0, (cost - new) / predicted.clamp(min=1e-300), -1.0)
-            length = _dot(p, p).sqrt()
-            good = ~done & (ratio > 1e-3)
-            radius = torch.where(ratio < 0.25, 0.25 * length, radius)
-            radius = torch.where((ratio > 0.75) & (length > 0.8 * radius), 2 * radius, radius)
-            rows = good[:, None]
-            v, g = torch.where(rows, trial, v), torch.where(rows, g_new, g)
-            cost, norm = torch.where(good, new, cost), _dot(g, g).sqrt()
-            iterations += good
-            history.append(cost.clone())
-            done |= (norm <= self.tolerance * first) | (length <= 1e-12 * _dot(v, v).sqrt())
-            if good.all() or done[~good].all():
-                product = product_new
-            elif not good.any():
-                pass  # the linearisation of before still holds for all
-            else:
-                _, _, product = linearised(v)
-                evaluations += 1
-        return Minimum(
-            v, cost, norm, first, iterations, evaluations, products, norm <= self.tolerance * first,
-            torch.stack(history),
-        )  # fmt: skip
-
-
-def truncated_cg(
-    product: Callable[[Tensor], Tensor], g: Tensor, radius: Tensor, which: Tensor, most: int, tolerance: float
-) -> tuple[Tensor, Tensor, int]:
-    """Steihaug's conjugate gradients for H p = -g within |p| <= radius, batched.
-
-    Returns p and H p (problem, n), 0 for problems not in `which`, and the number of products.
-    """
-    p, Hp = torch.zeros_like(g), torch.zeros_like(g)
-    r = torch.where(which[:, None], g, 0.0)
-    d = -r
-    square = _dot(r, r)
-    limit, active, count = tolerance**2 * square, which & (square > 0), 0
-    while active.any() and count < most:
-        Hd = product(d)
-        count += 1
-        curvature = _dot(d, Hd)
-        alpha = square / torch.where(curvature > 0, curvature, 1.0)
-        ahead = p + alpha.to(p)[:, None] * d
-        beyond = active & ((curvature <= 0) | (_dot(ahead, ahead).sqrt() >= radius))
-        # To the edge of the region: |p + τ d| = radius.
-        a, b, c = _dot(d, d), _dot(p, d), _dot(p, p) - radius.clamp(max=1e150).square()
-        tau = (-b + (b.square() - a * c).clamp(min=0).sqrt()) / a.clamp(min=1e-300)
-        move = torch.where(beyond, tau, alpha) * active
-        p, Hp = p + move.to(p)[:, None] * d, Hp + move.to(p)[:, None] * Hd
-        r = r + (alpha * active).to(r)[:, None] * Hd
-        new = _dot(r, r)
-        active = active & ~beyond & (new > limit)
-        d = torch.where(active[:, None], -r + (new / square.clamp(min=1e-300)).to(r)[:, None] * d, 0.0)
-        square = torch.where(active, new, square)
-    return p, Hp, count

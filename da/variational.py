@@ -24,7 +24,8 @@ from ..emulators import Draws, Emulator, Forcing, State
 from .background import Root
 from .bounded import Transform
 from .cycle import Smoothed
-from .minimise import LBFGS, GaussNewton, Minimum
+from .gauss_newton import GaussNewton
+from .minimise import LBFGS, Minimum
 from .observations import Observations
 from .window_cost import Problem, Snapshot, Trajectory
 

@@ -6,6 +6,7 @@ import cftime
 import numpy as np
 import xarray as xr
 
+from polynya.da import Observations
 from polynya.emulators import Field, Layout, Noise, State
 
 START = cftime.DatetimeNoLeap(2000, 1, 1)
@@ -47,3 +48,18 @@ def forcing_layout(slots: tuple[int, ...] = (0,)) -> Layout:
 def random_state(layout: Layout, members: tuple[int, ...] = (0, 1, 2), seed: int = 0) -> State:
     data = Noise(seed).stream("test").normal(members, START, layout.shape) * layout.mask
     return State(data, START, layout, members)
+
+
+def random_observations(p: int = 14, seed: int = 3, time: cftime.datetime = START, least: float = 0.4) -> Observations:
+    """Of temperature and sea level at random wet places of `small_grid`, with errors from `least` to 0.9."""
+    rng = np.random.default_rng(seed)
+    variable = rng.choice(["thetao", "zos"], p)
+    table = {
+        "variable": variable,
+        "lat": rng.choice([-23.0, -9.0, 3.0], p) + rng.uniform(-1, 1, p),
+        "lon": rng.uniform(0, 360, p),
+        "depth": np.where(variable == "thetao", rng.choice([10.0, 30.0], p), 0.0),
+        "value": rng.normal(size=p),
+        "error": rng.uniform(least, 0.9, p),
+    }
+    return Observations.from_table(time, table)

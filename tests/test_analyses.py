@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small import START, random_state, small_layout
+from small import random_observations as observations
 from toys import Lorenz96
 
 from polynya.da import (
@@ -51,20 +52,6 @@ def forecast(n=8, seed=0):
 
 
 STATIC = forecast(12, 21)
-
-
-def observations(p=14, seed=3, time=START):
-    rng = np.random.default_rng(seed)
-    variable = rng.choice(["thetao", "zos"], p)
-    table = {
-        "variable": variable,
-        "lat": rng.choice([-23.0, -9.0, 3.0], p) + rng.uniform(-1, 1, p),
-        "lon": rng.uniform(0, 360, p),
-        "depth": np.where(variable == "thetao", rng.choice([10.0, 30.0], p), 0.0),
-        "value": rng.normal(size=p),
-        "error": rng.uniform(0.4, 0.9, p),
-    }
-    return Observations.from_table(time, table)
 
 
 ENSEMBLE = {

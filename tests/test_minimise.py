@@ -8,7 +8,7 @@ import torch
 from scipy import optimize
 
 from polynya.da import LBFGS, GaussNewton
-from polynya.da.minimise import truncated_cg
+from polynya.da.gauss_newton import truncated_cg
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 
 from polynya.diagnostics import area_mean, area_of, dynamic_sea_level, global_steric, steric
-from polynya.diagnostics.eos import Place, density, salinity_offset, salinity_slope, sea_pressure
+from polynya.diagnostics.eos import Place, salinity_offset, salinity_slope, sea_pressure
+from polynya.diagnostics.seawater import density, steric_height
 
 SA0 = 35.16504
 
@@ -87,6 +88,35 @@ def test_density_has_the_published_check_values():
     theta = gsw.pt_from_CT(np.array(sa), ct)
     rho = gsw.rho(np.array(sa), ct, [10.0, 50, 125, 250, 600, 1000])
     np.testing.assert_allclose(density(theta, sp, slope, offset, sea_pressure(depth, lat)), rho, rtol=1e-12)
+
+
+def test_density_equals_gsw_over_the_whole_range():
+    rng = np.random.default_rng(0)
+    sp, theta, p = rng.uniform(0, 42, (50, 40)), rng.uniform(-2, 40, (50, 40)), rng.uniform(0, 1e4, (50, 40))
+    ours = density(theta, sp, np.array(SA0 / 35), np.array(0.0), p)
+    sa = SA0 / 35 * sp
+    np.testing.assert_allclose(ours, gsw.rho(sa, gsw.CT_from_pt(sa, theta), p), rtol=3e-15)
+    assert np.isnan(density(theta * np.nan, sp, np.array(1.0), np.array(0.0), p)).all()
+
+
+def test_one_pass_over_columns_equals_sums_of_densities():
+    rng = np.random.default_rng(1)
+    shape = (3, 7, 30, 50)  # more cells than a tile
+    theta, sp = rng.uniform(-2, 30, shape), rng.uniform(30, 38, shape).astype("f4")
+    theta[:, 4:, :5] = np.nan
+    theta[:, :, 9, 9] = np.nan
+    slope, offset = np.full(shape[-3:], 1.0047), np.zeros((1, 1, 1))
+    p = np.linspace(0, 5000, 7)[:, None, None] + rng.uniform(0, 5, (30, 1))
+    dz = rng.uniform(1, 100, (7, 1, 1))
+    dz[2] = 0
+    sa = slope * sp.astype("f8")
+    rho = gsw.rho(sa, gsw.CT_from_pt(sa, theta), p)
+    ref = np.where(np.isfinite(rho[:1]), rho[:1], np.nan)
+    for rho0, below in ((1035.0, 1035.0), (0.0, rho)):
+        expected = np.nansum((ref - rho) / below * dz, axis=1)
+        expected[:, 9, 9] = np.nan
+        ours = steric_height(theta, sp, slope, offset, p, ref[0], dz, rho0=rho0)
+        np.testing.assert_allclose(ours, expected, atol=1e-11)
 
 
 def test_absolute_salinity_is_affine_also_in_the_baltic():

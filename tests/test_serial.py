@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from small import START, random_state, small_layout
+from small import START, random_observations, random_state, small_layout
 
 from polynya.da import ETKF, EnSRF, Observations, ensrf, gaspari_cohn, great_circle, operator_for
 from polynya.da.filters import in_order
@@ -126,18 +127,7 @@ def forecast(n=8, seed=0):
     return random_state(LAYOUT, tuple(range(n)), seed).to(torch.float64)
 
 
-def observations(p=14, seed=3):
-    rng = np.random.default_rng(seed)
-    variable = rng.choice(["thetao", "zos"], p)
-    table = {
-        "variable": variable,
-        "lat": rng.choice([-23.0, -9.0, 3.0], p) + rng.uniform(-1, 1, p),
-        "lon": rng.uniform(0, 360, p),
-        "depth": np.where(variable == "thetao", rng.choice([10.0, 30.0], p), 0.0),
-        "value": rng.normal(size=p),
-        "error": rng.uniform(0.3, 0.9, p),
-    }
-    return Observations.from_table(START, table)
+observations = partial(random_observations, least=0.3)
 
 
 def tapers(obs, half_width, vertical):
