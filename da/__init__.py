@@ -20,6 +20,8 @@ from .faults import Biased, Faulty, Representative, Spread, unresolved
 from .filters import ETKF, transform
 from .finite_size import EnKFN, enkf_n, finite_size_inflation
 from .gauss_newton import GaussNewton
+from .guidance import DPS, MMPS, SDA, PiGDM, guided
+from .guided import Generative, GuidanceError, Guided
 from .impact import norm, observation_impact
 from .inflation import RTPP, RTPS, Adaptive, Additive, Inflated, Inflation, Multiplicative
 from .instruments import Buoys, Floats, Moorings, Profiles, RandomPoints, SurfaceField
@@ -55,14 +57,17 @@ from .window_cost import VariationalError
 __all__ = [
     "AQUA",
     "CRYOSAT",
+    "DPS",
     "ESTKF",
     "ETKF",
     "JASON",
     "LBFGS",
     "LETKF",
+    "MMPS",
     "OI",
     "RTPP",
     "RTPS",
+    "SDA",
     "SENTINEL3",
     "SMOS",
     "SWOT",
@@ -102,7 +107,10 @@ __all__ = [
     "Floats",
     "FourDVar",
     "GaussNewton",
+    "Generative",
     "Gross",
+    "GuidanceError",
+    "Guided",
     "HeatContent",
     "Hybrid",
     "HybridGain",
@@ -131,6 +139,7 @@ __all__ = [
     "Orbit",
     "OtherExperimentError",
     "ParticleFilter",
+    "PiGDM",
     "Profiles",
     "Quality",
     "RandomPoints",
@@ -177,6 +186,7 @@ __all__ = [
     "gaspari_cohn",
     "gradient_spectra",
     "great_circle",
+    "guided",
     "ienks",
     "information",
     "innovation",

@@ -237,9 +237,17 @@ class Archive:
         )
         array[...] = numbers
 
-    def finish(self, status: str) -> None:
-        """Say that the experiment is `complete`, or that it is `recording` again."""
+    def reopen(self) -> None:
+        """Say that it is no longer complete, and clear what a killed process left."""
+        self._say("recording")
+        self.files.sweep()
+
+    def finish(self) -> None:
+        """Declare it complete."""
         self.files.sync()
+        self._say("complete")
+
+    def _say(self, status: str) -> None:
         self.group.attrs["status"] = status
         self.files.sync()
 

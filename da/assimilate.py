@@ -92,7 +92,7 @@ def assimilate(
     if resume and (path / "cycles" / "zarr.json").exists():
         archive = Archive(path)
         archive.require_same(says)
-        archive.finish("recording")
+        archive.reopen()
     else:
         archive = Archive.create(path, {**made_by(state, says), **says}, title or "assimilation", overwrite=overwrite)
     with torch.no_grad(), Background() as background:
@@ -165,6 +165,7 @@ class _Journal:
                 )  # fmt: skip
                 group = recording.add_block(slice(0, len(state.members)), selection.layout.names)
             blocks[name] = Block(recording, group, (selection.layout,), self.output.packing, self.layout)
+        blocks["analysis"].tidy()
         begun = blocks["analysis"].restart()
         if begun is None:
             blocks["analysis"].begin(state)
@@ -239,7 +240,7 @@ class _Journal:
         """Declare the store complete."""
         for recorder in self._recorders.values():
             recorder.block.recording.finish()
-        self.archive.finish("complete")
+        self.archive.finish()
 
     # --- rows ------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from . import flow
 
-__all__ = ["AdaptiveSchedule", "denoised", "karras_levels", "noised", "sample", "v_error", "v_loss"]
+__all__ = ["AdaptiveSchedule", "denoised", "denoiser", "karras_levels", "noised", "sample", "v_error", "v_loss", "v_of"]
 
 
 def noised(x: Tensor, eps: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +97,28 @@ def sample(
 
     nodes = (*alpha, 0.0)  # Euler's step to 0 is what denoises
     return flow.sample(noise, eps / alpha[nodes[0]], nodes, second_order=second_order)
+
+
+def denoiser(v: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    """The denoiser D(y, s) = E[x | y] of y = x + s eps that a network v(x_g, gamma) is."""
+
+    def denoise(y: Tensor, s: float) -> Tensor:
+        alpha = 1 / math.sqrt(1 + s * s)
+        x_g = alpha * y
+        return alpha * x_g - s * alpha * v(x_g, -2 * math.log(s))
+
+    return denoise
+
+
+def v_of(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
+    """The v that a denoiser D(y, s) implies, as function of noised data and level gamma; undoes `denoiser`."""
+
+    def v(x_g: Tensor, gamma: float) -> Tensor:
+        s = math.exp(-gamma / 2)
+        alpha = 1 / math.sqrt(1 + s * s)
+        return (alpha * x_g - denoise(x_g / alpha, s)) / (s * alpha)
+
+    return v
 
 
 # --- training -----------------------------------------------------------------------------------------

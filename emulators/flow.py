@@ -17,14 +17,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["bounded", "censored_nll", "on_path", "sample", "stratified_times", "time_nodes"]
+__all__ = [
+    "Conditional",
+    "bounded",
+    "censored_nll",
+    "denoiser",
+    "on_path",
+    "sample",
+    "stratified_times",
+    "time_nodes",
+    "velocity_of",
+]
 
 Bounds = tuple[Tensor, Tensor]
+Function = Callable[[Tensor, float], Tensor]
 _TINY = 1e-5
+_MOST_NOISE = 80.0  # of data of unit size; at t = 0 it would be infinite
 
 
 def time_nodes(n_steps: int, scale: float = 3.0, shift: float = 0.5) -> tuple[float, ...]:
@@ -63,7 +76,7 @@ def bounded(v: Tensor, x: Tensor, t: float, bounds: Bounds) -> Tensor:
 
 
 def sample(
-    velocity: Callable[[Tensor, float], Tensor],
+    velocity: Function,
     eps: Tensor,
     nodes: Sequence[float],
     *,
@@ -98,6 +111,58 @@ def sample(
             ahead = x + (s - t) * 0.5 * (v + admissible(ahead, s))
         x = ahead
     return x
+
+
+def denoiser(velocity: Function) -> Function:
+    """The denoiser D(y, s) = E[r | y] of y = r + s eps that a velocity v(x, t) implies.
+
+    With t = 1 / (1 + s), t y lies on the path, and D = x + (1 - t) v.
+    """
+
+    def denoise(y: Tensor, s: float) -> Tensor:
+        t = 1 / (1 + s)
+        x = t * y
+        return x + (1 - t) * velocity(x, t)
+
+    return denoise
+
+
+def velocity_of(denoise: Function) -> Function:
+    """The velocity that a denoiser implies; undoes `denoiser`, but for the noisiest times, which it takes as later."""
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        told = max(t, 1 / (1 + _MOST_NOISE))
+        return (denoise(x / told, (1 - told) / told) - x) / (1 - t)
+
+    return velocity
+
+
+@dataclass(frozen=True, eq=False)
+class Conditional:
+    """What a generative step knows of the next states of some members before it draws them.
+
+    Attributes:
+        network: v(x, t) or v(x_g, gamma), told the state and the forcing.
+        sampler: from the step's own noise to normalised data r (row, channel, y, x), around such a function.
+        decode: the next state of r, physical units (row, channel, y, x), 0 on land; within bounds, or as it comes.
+        conversions: of the network to a denoiser, and back.
+        rows: of the state that this is for.
+    """
+
+    network: Function
+    sampler: Callable[[Function], Tensor]
+    decode: Callable[[Tensor, bool], Tensor]
+    conversions: tuple[Callable[[Function], Function], Callable[[Function], Function]]
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def denoise(self) -> Function:
+        """D(y, s) = E[r | y] of y = r + s eps."""
+        return self.conversions[0](self.network)
+
+    def draw(self, denoise: Function | None = None) -> Tensor:
+        """The step's own draw of r; or one by its sampler around another denoiser."""
+        return self.sampler(self.network if denoise is None else self.conversions[1](denoise))
 
 
 def on_path(r: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

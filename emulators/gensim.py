@@ -12,7 +12,8 @@ state, forcing and noise; the original cannot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
@@ -25,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import sha256_of
 from .emulator import check_inputs
-from .flow import sample, time_nodes
+from .flow import Conditional, Function, denoiser, sample, time_nodes, velocity_of
 from .gensim_files import ConfigError, GenSIMConfig, load_network, located, read_config
 from .gensim_scaling import decode, encode, latent_bounds
 from .ice_forcing import polar_stereographic
@@ -115,6 +116,12 @@ def _members(network: Transformer, given: _Given, tilings: list[Tiling], c: GenS
 
 def _advance(network: Transformer, given: _Given, windows: Tiling, c: GenSIMConfig, how: Running) -> Tensor:
     """Step a batch on one mesh and mask, (batch, state, y, x)."""
+    drawn = _conditional(network, given, windows, c, how)
+    return drawn.decode(drawn.draw(), True)
+
+
+def _conditional(network: Transformer, given: _Given, windows: Tiling, c: GenSIMConfig, how: Running) -> Conditional:
+    """What a step of a batch on one mesh and mask draws from."""
     mask, dry = given.mask, given.mask == 0
     states, degree_days, noise = (v.masked_fill(dry, 0.0) for v in (given.states, given.degree_days, given.noise))
     forcings = given.forcings.masked_fill(dry[:, None], 0.0)
@@ -126,8 +133,14 @@ def _advance(network: Transformer, given: _Given, windows: Tiling, c: GenSIMConf
     def velocity(x: Tensor, t: float) -> Tensor:
         return _velocity(network, x, told, t, windows, c, how)
 
-    increment = sample(velocity, noise, nodes, second_order=c.second_order, bounds=bounds)
-    return decode(states, increment, mask, c)
+    def decoded(increment: Tensor, bounded: bool) -> Tensor:
+        limits = c if bounded else replace(c, lower=(-math.inf,) * len(c.std), upper=(math.inf,) * len(c.std))
+        return decode(states, increment, mask, limits)
+
+    def sampler(function: Function) -> Tensor:
+        return sample(function, noise, nodes, second_order=c.second_order, bounds=bounds)
+
+    return Conditional(velocity, sampler, decoded, (denoiser, velocity_of))
 
 
 def _velocity(
@@ -330,6 +343,22 @@ class GenSIM:
 
     def step(self, state: State, forcing: State | None, noise: Draws) -> State:
         """The state twelve hours later, for the same members, within its bounds."""
+        given, windows = self._told(state, forcing, noise)
+        new = _members(self.network, given, [windows] * len(given.states), self.config, self.running)
+        return state.replace(data=new, time=state.time + self.dt)
+
+    def conditional(self, state: State, forcing: State | None, noise: Draws) -> Iterator[Conditional]:
+        """What `step` would draw from, for one member after the other or all together as it would run."""
+        given, windows = self._told(state, forcing, noise)
+        if not self.running.one_at_a_time:
+            yield _conditional(self.network, given, windows, self.config, self.running)
+            return
+        for i in range(len(state.members)):
+            row = _Given(*(v[i : i + 1] for v in given))
+            alone = _conditional(self.network, row, windows, self.config, self.running)
+            yield replace(alone, rows=slice(i, i + 1))
+
+    def _told(self, state: State, forcing: State | None, noise: Draws) -> tuple[_Given, Tiling]:
         forcing = check_inputs(self, state, forcing)
         assert forcing is not None
         x, where = state.data, (state.data.device, state.data.dtype)
@@ -339,6 +368,4 @@ class GenSIM:
         driven = forcing.data.to(x).reshape(len(x), 2, -1, *x.shape[2:])
         eps = noise.stream("gensim").normal(state.members, state.time, x.shape[1:], dtype=x.dtype, device=x.device)
         n, masks = len(FORCINGS), mask.expand(len(x), -1, -1, -1)
-        given = _Given(x, driven[:, :, :n], driven[:, 0, n:], eps, masks)
-        new = _members(self.network, given, [windows] * len(x), self.config, self.running)
-        return state.replace(data=new, time=state.time + self.dt)
+        return _Given(x, driven[:, :, :n], driven[:, 0, n:], eps, masks), windows

@@ -15,7 +15,8 @@ in `correlated` and `free_drift`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +27,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import sha256_of
-from .diffusion import karras_levels, sample
+from .diffusion import denoiser, karras_levels, sample, v_of
 from .emulator import check_inputs
+from .flow import Conditional, Function
 from .gensim_files import ConfigError
 from .noise import Draws
 from .regional_files import RegionalConfig, load_network, load_residual, read_config
@@ -103,10 +105,20 @@ class _Given(NamedTuple):
 
 def _advance(network: UViT, first_guess: UViT | None, given: _Given, c: RegionalConfig, how: Running) -> Tensor:
     """Step a batch, (batch, state, y, x)."""
+    if given.noise is None:
+        told = encode(given.states, given.forcings, c, given.mask)
+        return after(given.states, _call(network, told, None, c, how), c, mask=given.mask)
+    drawn = _conditional(network, first_guess, given, c, how)
+    return drawn.decode(drawn.draw(), True)
+
+
+def _conditional(
+    network: UViT, first_guess: UViT | None, given: _Given, c: RegionalConfig, how: Running
+) -> Conditional:
+    """What a generative step draws from."""
     states, forcings, eps, mask = given
+    assert eps is not None
     told = encode(states, forcings, c, mask)
-    if eps is None:
-        return after(states, _call(network, told, None, c, how), c, mask=mask)
     d = None if first_guess is None else on_ocean(_call(first_guess, told, None, c, how), mask)
     if d is not None:
         told = torch.cat((told, d), 1)
@@ -114,10 +126,15 @@ def _advance(network: UViT, first_guess: UViT | None, given: _Given, c: Regional
     def v(x: Tensor, gamma: float) -> Tensor:
         return on_ocean(_call(network, torch.cat((x, told), 1), gamma, c, how), mask)
 
-    z = sample(
-        v, on_ocean(eps, mask), karras_levels(c.n_steps, c.rho, c.gamma_min, c.gamma_max), second_order=c.second_order
-    )
-    return after(states, z, c, mask=mask) if d is None else after(states, d, c, z, mask)
+    def sampler(function: Function) -> Tensor:
+        levels = karras_levels(c.n_steps, c.rho, c.gamma_min, c.gamma_max)
+        return sample(function, on_ocean(eps, mask), levels, second_order=c.second_order)
+
+    def decode(z: Tensor, bounded: bool) -> Tensor:
+        limits = c if bounded else replace(c, lower=(-math.inf,) * len(c.std), upper=(math.inf,) * len(c.std))
+        return after(states, z, limits, mask=mask) if d is None else after(states, d, limits, z, mask)
+
+    return Conditional(v, sampler, decode, (denoiser, v_of))
 
 
 def _call(network: UViT, x: Tensor, gamma: float | None, c: RegionalConfig, how: Running) -> Tensor:
@@ -315,14 +332,7 @@ class Regional:
 
     def step(self, state: State, forcing: State | None, noise: Draws) -> State:
         """The state twelve hours later, for the same members, within its bounds."""
-        forcing = check_inputs(self, state, forcing)
-        assert forcing is not None
-        x, eps, wet = state.data, None, self.layout.mask
-        if self.kind != "deterministic":
-            drawn = noise.stream("regional")
-            eps = drawn.normal(state.members, state.time, x.shape[1:], dtype=x.dtype, device=x.device)
-        driven = forcing.data.to(x).reshape(len(x), 2, -1, *x.shape[2:])
-        mask = None if bool(wet.all()) else wet[None, :1].to(x).expand(len(x), -1, -1, -1)
+        x, driven, eps, mask = self._told(state, forcing, noise)
         new = forecast(
             self.network,
             x[:, None],
@@ -334,3 +344,30 @@ class Regional:
             running=self.running,
         )
         return state.replace(data=new, time=state.time + self.dt)
+
+    def conditional(self, state: State, forcing: State | None, noise: Draws) -> Iterator[Conditional]:
+        """What `step` would draw from, for one member after the other or all together as it would run.
+
+        Raises ConfigError for a deterministic network, and what `step` does.
+        """
+        if self.kind == "deterministic":
+            raise ConfigError("a deterministic network draws nothing; wanted one of kind diffusion or residual")
+        given = self._told(state, forcing, noise)
+        _check(self.network, self.config, given.states[:, None], *given[1:])
+        if not self.running.one_at_a_time:
+            yield _conditional(self.network, self.first_guess, given, self.config, self.running)
+            return
+        for i in range(len(state.members)):
+            alone = _conditional(self.network, self.first_guess, given.row(i), self.config, self.running)
+            yield replace(alone, rows=slice(i, i + 1))
+
+    def _told(self, state: State, forcing: State | None, noise: Draws) -> _Given:
+        forcing = check_inputs(self, state, forcing)
+        assert forcing is not None
+        x, eps, wet = state.data, None, self.layout.mask
+        if self.kind != "deterministic":
+            drawn = noise.stream("regional")
+            eps = drawn.normal(state.members, state.time, x.shape[1:], dtype=x.dtype, device=x.device)
+        driven = forcing.data.to(x).reshape(len(x), 2, -1, *x.shape[2:])
+        mask = None if bool(wet.all()) else wet[None, :1].to(x).expand(len(x), -1, -1, -1)
+        return _Given(x, driven, eps, mask)
