@@ -23,20 +23,25 @@ import pandas as pd
 import torch
 
 from polynya.da import (
+    LBFGS,
     LETKF,
     OI,
     Adaptive,
     Biased,
     Buddy,
     Debiased,
+    DiffusedRoot,
     Faulty,
     Floats,
+    FourDVar,
     Gross,
+    LocalisedEnsemble,
     Located,
     Quality,
     RandomPoints,
     Range,
     SurfaceField,
+    ThreeDVar,
     Twin,
     twin,
 )
@@ -69,6 +74,14 @@ def methods(climatology: State) -> dict:
     }
 
 
+def variational(ensemble: State) -> dict:
+    """One state each, begun from the ensemble's mean; B is half the first ensemble's, localised along the water."""
+    layout = ensemble.layout
+    taper = DiffusedRoot(layout.select(("zos",)), 1.0, 6e4, normalisation="local")
+    root, minimiser = LocalisedEnsemble(ensemble, taper, scale=0.5), LBFGS(1e-2, evaluations=40)
+    return {"3D-Var": ThreeDVar(root, minimiser), "4D-Var": FourDVar(root, minimiser)}
+
+
 @torch.no_grad()
 def first_ensemble(emulator, states: list[State], forcing, end) -> torch.Tensor:
     """Forecasts of all states to one date, and a year beyond: members that differ by days to months, and by a year."""
@@ -96,11 +109,21 @@ def experiment(folder: Path, cycles: int, wanted: list[str], faulty: bool) -> Tw
     climatology = State(everything, start.time, emulator.layout, tuple(range(len(everything))))
     quality = Quality((Located(), Range(), Gross(4.0), Buddy(1.5e5))) if faulty else None
     bias = Debiased(("float",), ("thetao",), memory=30) if faulty else None  # the swath is the anchor
-    known = methods(climatology)
-    return twin(
-        ocean, start, emulator, ensemble, network(faulty), {n: known[n] for n in wanted}, cycles=cycles, store=folder,
-        forcing=forcing, noise=Noise(2), quality=quality, bias=bias, free=not faulty, resume=True, progress=True,
+    known, single = methods(climatology), variational(ensemble)
+    shared = {
+        "cycles": cycles, "store": folder, "forcing": forcing, "noise": Noise(2), "quality": quality, "bias": bias,
+        "resume": True, "progress": True,
+    }  # fmt: skip
+    done = twin(
+        ocean, start, emulator, ensemble, network(faulty), {n: known[n] for n in wanted if n in known},
+        free=not faulty, **shared,
     )  # fmt: skip
+    chosen = {n: single[n] for n in wanted if n in single}
+    if not chosen:
+        return done
+    mean = ensemble.replace(data=ensemble.data.mean(0, keepdim=True), members=(0,))
+    more = twin(ocean, start, emulator, mean, network(faulty), chosen, free=False, **shared)
+    return Twin(done.truth, done.runs | more.runs)
 
 
 def table(done: Twin) -> str:

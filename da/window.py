@@ -41,8 +41,7 @@ class Window:
             within = within & located(layout, given)
         self.end = np.flatnonzero(~within)  # and those that are nowhere, which are somebody else's to find
         self.rows = [
-            np.flatnonzero(within & (given.offset >= first) & (given.offset < last))
-            for first, last in pairwise(ahead)
+            np.flatnonzero(within & (given.offset >= first) & (given.offset < last)) for first, last in pairwise(ahead)
         ]
         self._between: list[tuple[ObservationOperator, Tensor] | None] = []
         for k, rows in enumerate(self.rows):

@@ -44,6 +44,7 @@ _ALIASES = {
     "m2": ("m2", "m^2", "m**2"),
     "J": ("J", "joule", "joules"),
     "J m-2": ("J m-2", "J/m2", "J m**-2", "J m^-2"),
+    "W m-2": ("W m-2", "W/m2", "W m**-2", "W m^-2", "watt m-2"),
 }
 _CONVERSIONS = {
     ("degC", "K"): "subtract 273.15",
@@ -115,6 +116,30 @@ def described(field: xr.DataArray, name: Hashable, /, **attrs: Any) -> xr.DataAr
     return field.drop_attrs(deep=False).rename(name).assign_attrs(attrs)
 
 
+def _mismatch(field: xr.DataArray, other: xr.DataArray) -> str:
+    """Which coordinate differs, and what to do about it."""
+    for d in field.dims:
+        if d not in other.dims or d not in field.indexes or d not in other.indexes:
+            continue
+        ours, theirs = (np.asarray(f.indexes[d]) for f in (field, other))
+        if ours.shape == theirs.shape and np.array_equal(ours, theirs):
+            continue
+        if d == "member" and set(ours.tolist()) != set(theirs.tolist()):
+            return f"members {theirs.tolist()} are not {ours.tolist()}; select those that both have"
+        if ours.dtype.kind == "O" or theirs.dtype.kind == "O" or ours.dtype.kind in "mM":
+            spans = [f"{len(t)} from {t[0]} to {t[-1]}" for t in (theirs, ours) if len(t)]
+            return f"{d!r} is {' not '.join(spans)}; select common times, with the same calendar and time of day"
+        if ours.dtype.kind in "if" and theirs.dtype.kind in "if" and ours.shape == theirs.shape:
+            if np.allclose(np.sort(ours % 360), np.sort(theirs % 360)) and "lon" in str(d):
+                return f"{d!r} counts from another meridian; assign_coords({d}={d} % 360).sortby({d!r}) on both"
+            if np.allclose(np.sort(ours), np.sort(theirs)):
+                return f"{d!r} runs in another order; sortby({d!r}) on both"
+            if np.allclose(ours, -theirs):
+                return f"{d!r} has the other sign; make both depths, positive down"
+        return f"{d!r} differs; select or interpolate to common coordinates first"
+    return "select or interpolate to common coordinates first"
+
+
 def matched(field: xr.DataArray, other: xr.DataArray, *, exclude: Iterable[Hashable] = ()) -> xr.DataArray:
     """Return `other`, bare, on exactly the coordinates of `field` and chunked like it.
 
@@ -125,8 +150,8 @@ def matched(field: xr.DataArray, other: xr.DataArray, *, exclude: Iterable[Hasha
         xr.align(field, other, join="exact", copy=False, exclude=frozenset(exclude))
     except ValueError as error:
         raise ValueError(
-            f"{_name(other)} and {_name(field)} must share their coordinates exactly but do not: select or "
-            f"interpolate to common coordinates first ({error})"
+            f"{_name(other)} and {_name(field)} must share their coordinates exactly but do not: "
+            + f"{_mismatch(field, other)} ({error})"
         ) from error
     other = bare(other)
     if field.chunks is None:
@@ -212,10 +237,16 @@ def _overlap(
     top = bottom - dz
     # Partial cells may end above their nominal level, so only a column common to all places can be checked.
     # Levels whose upper neighbours were dropped lie too deep in the layers that are left.
+    if lev is not None and np.any(lev < 0):
+        raise ValueError(
+            f"levels must be depths in m, positive down, got {lev[:3]}…: if they are heights, change their sign "
+            "(assign_coords(lev=-lev)) and run from the surface downwards (sortby)"
+        )
     if dz.ndim == 1 and lev is not None and np.any((lev < top - 1e-3 * dz) | (lev > top + 0.75 * dz)):
         raise ValueError(
             "thicknesses must be stacked from the surface downwards, each level in its layer, but the levels "
-            f"{lev} do not lie in the layers that end at {bottom}: give all layers and select with depth="
+            f"{lev} do not lie in the layers that end at {bottom}: give all layers, sortby the levels, and select "
+            "with depth="
         )
     inside = np.minimum(bottom, depth[1]) - np.maximum(top, depth[0])
     return np.asarray(np.maximum(inside, 0.0))

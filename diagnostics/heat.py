@@ -175,6 +175,8 @@ def heat_uptake(
         raise ValueError("heat in J needs area= (m2), heat in J m-2 none: for example area=wet_area(thetao)")
     if isinstance(area, xr.DataArray) and area.ndim:
         raise ValueError(f"area must be one number, got dimensions {area.dims}: sum it over the ocean, see wet_area")
+    if area is not None and getattr(area, "chunks", None) is None and not float(area) > 0:
+        raise ValueError(f"area must be positive, got {float(area):g} m2: the field has no wet cell (all NaN?)")
     flux = rate(ohc, dim=dim)
     if area is not None:
         flux = flux / (bare(area) if isinstance(area, xr.DataArray) else area)

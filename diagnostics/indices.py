@@ -1,9 +1,10 @@
-"""Climate indices: Niño-3.4 as the Samudra papers compute it.
+"""Climate indices: those of El Niño, computed as the Samudra papers compute Niño-3.4.
 
     N(t) = trailing mean over 30 records of < T'(x, t) >,     T' the day-of-year anomaly of the uppermost level
 
-over 170-120 W, 5 S-5 N, weighted by area; 30 records of five days are 150 days. The first 30 records, over which
-the trailing mean begins, are dropped. Dheeshjith et al. 2025, Geophys. Res. Lett.; arXiv:2606.02610.
+over a box, 170-120 W, 5 S-5 N for Niño-3.4, weighted by area; 30 records of five days are 150 days. The first 30
+records, over which the trailing mean begins, are dropped. Dheeshjith et al. 2025, Geophys. Res. Lett.;
+arXiv:2606.02610.
 """
 
 from __future__ import annotations
@@ -11,10 +12,18 @@ from __future__ import annotations
 import xarray as xr
 
 from .conventions import area_mean, bare, described, matched, vertical_dim
-from .regions import select_region
+from .regions import Region, select_region
 from .variability import deseasoned
 
 WINDOW = 30
+
+NINO_REGIONS = {
+    "Nino 1+2": Region(270, 280, -10, 0),
+    "Nino 3": Region(210, 270, -5, 5),
+    "Nino 3.4": Region(190, 240, -5, 5),
+    "Nino 4": Region(160, 210, -5, 5),
+}
+"""The boxes of the four usual indices (Trenberth 1997, Bull. Am. Meteorol. Soc. 78, 2771)."""
 
 
 def uppermost(field: xr.DataArray) -> xr.DataArray:
@@ -26,26 +35,33 @@ def uppermost(field: xr.DataArray) -> xr.DataArray:
     return field.isel({lev: 0}, drop=True)
 
 
-def nino34(
+def nino(
     thetao: xr.DataArray,
+    region: str = "Nino 3.4",
     *,
     area: xr.DataArray | None = None,
     climatology: str = "day of year",
     window: int = WINDOW,
 ) -> xr.DataArray:
-    """Niño-3.4 index: trailing mean of the anomalous surface temperature of the equatorial Pacific.
+    """Index of El Niño: trailing mean of the anomalous surface temperature of a box.
 
-    `thetao` (…, time, [lev,] lat|y, lon|x) in degC; `area` (lat|y, lon|x) in m2, by default `area_of(thetao)`;
-    `climatology` as in `deseasoned`; `window`, records of the trailing mean, also the number dropped at the start.
-    Returns (…, time) in the field's units, float64, lazy for lazy input, `window` records shorter. Raises ValueError
-    if no more than `window` records are there, RegionError if the box holds no cell. Definition: see the module.
+    `thetao` (…, time, [lev,] lat|y, lon|x) in degC; `region`, a name of `NINO_REGIONS`; `area` (lat|y, lon|x) in m2,
+    by default `area_of(thetao)`; `climatology` as in `deseasoned`; `window`, records of the trailing mean, also the
+    number dropped at the start. Returns (…, time) in the field's units, float64, lazy for lazy input, `window` records
+    shorter. Raises ValueError for another name and if no more than `window` records are there, RegionError if the box
+    holds no cell. Definition: see the module.
     """
+    if region not in NINO_REGIONS:
+        raise ValueError(f"region must be one of {[*NINO_REGIONS]}, got {region!r}")
+    name = region.replace("Nino ", "Niño-")
     if thetao.sizes["time"] <= window:
-        raise ValueError(f"Nino-3.4 needs more than {window} records, got {thetao.sizes['time']}: shorten window=")
+        raise ValueError(
+            f"{name.replace('ñ', 'n')} needs more than {window} records, got {thetao.sizes['time']}: shorten window="
+        )
     surface = uppermost(thetao)
     if area is not None:
         surface = surface.assign_coords(areacello=matched(surface, area).assign_attrs(units="m2"))
-    box = select_region(surface, "Nino 3.4")
+    box = select_region(surface, NINO_REGIONS[region])
     # Means over cells and over records commute, and one series is quicker to smooth than all cells.
     series = area_mean(deseasoned(box, climatology=climatology))
     if series.chunks:
@@ -54,9 +70,20 @@ def nino34(
     smooth = smooth.assign_coords(time=thetao["time"].isel(time=slice(window, None)).variable)
     return described(
         smooth,
-        "nino34",
+        region.lower().replace(" ", "").replace(".", "").replace("+", ""),
         units=thetao.attrs.get("units", "degC"),
-        long_name=f"Niño-3.4 index, trailing mean of {window} records",
+        long_name=f"{name} index, trailing mean of {window} records",
         cell_methods="area: mean time: mean",
         climatology=climatology,
     )
+
+
+def nino34(
+    thetao: xr.DataArray,
+    *,
+    area: xr.DataArray | None = None,
+    climatology: str = "day of year",
+    window: int = WINDOW,
+) -> xr.DataArray:
+    """Niño-3.4 index: `nino` of the box 170-120 W, 5 S-5 N, with its arguments and errors."""
+    return nino(thetao, "Nino 3.4", area=area, climatology=climatology, window=window)

@@ -1,10 +1,13 @@
-"""Compiled loops over ensembles: CRPS by a sorting network, CRPS with missing members, ranks.
+"""Compiled loops over ensembles: CRPS of sorted members, CRPS with missing or weighted members, ranks.
 
     CRPS(x, y) = 1/M sum_i |x_i - y| - c sum_ij |x_i - x_j| / 2,     c = 1/M^2, or 1/(M (M-1)) if fair,
 
-where for sorted members sum_ij |x_i - x_j| = 2 sum_i (2i - M - 1) x_(i). All columns of a tile are sorted
-together by the same comparisons (Batcher 1968, odd-even merge), so every loop runs along memory and is
-vectorised. Members are centred on y first, which keeps float32 errors near 1e-6.
+where for sorted members sum_ij |x_i - x_j| = 2 sum_i (2i - M - 1) x_(i). With weights w_i that add up to 1,
+
+    CRPS(x, y) = sum_i w_i |x_i - y| - c sum_ij w_i w_j |x_i - x_j| / 2,     c = 1, or 1/(1 - sum_i w_i^2) if fair,
+
+and the sum over pairs is 2 sum_i w_(i) x_(i) (2 W_(i) - w_(i) - 1) with W_(i) the weight up to and with i. All columns
+of a tile are sorted together. Members are centred on y first, which keeps float32 errors near 1e-6.
 Ferro 2014, Q. J. R. Meteorol. Soc. 140, 1917; Zamo & Naveau 2018, Math. Geosci. 50, 209.
 
 Arrays are (member, point) and (point); callers flatten.
@@ -12,90 +15,83 @@ Arrays are (member, point) and (point); callers flatten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
+from .sorting import TILE, compiled, padded, sort_columns
+
 _Array = np.ndarray[Any, Any]
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-_TILE = 1024  # points sorted together: 50 members of float32 then fit the L2 cache
 
 
-def _compiled(function: _F) -> _F:
-    # NaN and inf keep their meaning; only the order of sums is free.
-    compiler = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nsz", "arcp", "contract", "reassoc"})
-    return cast(_F, compiler(function))
+@compiled
+def _centre(rows: _Array, stride: int, obs: _Array, tile: _Array) -> None:
+    """Four rows minus the observations: four streams hide each other's wait for memory."""
+    n = TILE
+    a, b = rows[: obs.size], rows[stride : stride + obs.size]
+    c, d = rows[2 * stride : 2 * stride + obs.size], rows[3 * stride : 3 * stride + obs.size]
+    for j in range(obs.size):
+        y = obs[j]
+        tile[j] = a[j] - y
+        tile[n + j] = b[j] - y
+        tile[2 * n + j] = c[j] - y
+        tile[3 * n + j] = d[j] - y
 
 
-@lru_cache(maxsize=32)
-def sorting_network(n: int) -> _Array:
-    """Pairs (i, j), i < j, with shape (comparison, 2): exchanging them in turn sorts any n numbers."""
-    padded = 1 << max(n - 1, 0).bit_length()
-    pairs = []
-    run = 1
-    while run < padded:
-        step = run
-        while step:
-            starts = range(step % run, padded - step, 2 * step)
-            lower = [i for s in starts for i in range(s, min(s + step, padded - step))]
-            # The numbers missing from n to `padded` stand for +inf, which no exchange moves.
-            pairs += [(i, i + step) for i in lower if i // (2 * run) == (i + step) // (2 * run) and i + step < n]
-            step //= 2
-        run *= 2
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+@compiled
+def _centre_one(row: _Array, obs: _Array, tile: _Array) -> None:
+    for j in range(obs.size):
+        tile[j] = row[j] - obs[j]
 
 
-# The loops take one-dimensional rows, because indexing a matrix twice keeps LLVM from vectorising.
+@compiled
+def _add(distance: _Array, spread: _Array, tile: _Array, factor: float, step: float) -> None:
+    """Add four sorted rows to the sums of |x| and of factor x."""
+    n = TILE
+    for j in range(distance.size):
+        a, b, c, d = tile[j], tile[n + j], tile[2 * n + j], tile[3 * n + j]
+        distance[j] += abs(a) + abs(b) + abs(c) + abs(d)
+        spread[j] += factor * (a + b + c + d) + step * (b + c + c + d + d + d)
 
 
-@_compiled
-def _centre(members: _Array, obs: _Array, row: _Array, distance: _Array) -> None:
-    for j in range(row.size):
-        d = members[j] - obs[j]
-        row[j] = d
-        distance[j] += abs(d)
+@compiled
+def _add_one(distance: _Array, spread: _Array, row: _Array, factor: float) -> None:
+    for j in range(distance.size):
+        distance[j] += abs(row[j])
+        spread[j] += factor * row[j]
 
 
-@_compiled
-def _exchange(low: _Array, high: _Array) -> None:
-    for j in range(low.size):
-        a, b = low[j], high[j]
-        low[j] = min(a, b)
-        high[j] = max(a, b)
-
-
-@_compiled
-def _add(total: _Array, row: _Array, factor: float) -> None:
-    for j in range(total.size):
-        total[j] += factor * row[j]
-
-
-@_compiled
-def _crps_tiles(ens: _Array, obs: _Array, network: _Array, pair_weight: float, out: _Array) -> None:
-    members, points = ens.shape
-    rows = np.empty((members, _TILE), ens.dtype)
-    sums = np.empty((2, _TILE), ens.dtype)
-    for start in range(0, points, _TILE):
-        stop = min(start + _TILE, points)
-        width = stop - start
+@compiled
+def _crps_tiles(
+    ens: _Array, stride: int, members: int, obs: _Array, rows: int, pair_weight: float, out: _Array
+) -> None:
+    """CRPS of members that begin each `stride` numbers in `ens`; NaN where a result is not finite."""
+    real = ens.dtype.type
+    tile = np.full(rows * TILE, np.inf, ens.dtype)
+    sums = np.empty((2, TILE), ens.dtype)
+    fours = members - members % 4
+    for start in range(0, obs.size, TILE):
+        width = min(TILE, obs.size - start)
+        y = obs[start : start + width]
+        for m in range(0, fours, 4):
+            _centre(ens[m * stride + start :], stride, y, tile[m * TILE :])
+        for m in range(fours, members):
+            _centre_one(ens[m * stride + start : m * stride + start + width], y, tile[m * TILE :])
+        tile[members * TILE :] = np.inf  # NaN may have been moved there
+        sort_columns(tile, members)
         distance, spread = sums[0, :width], sums[1, :width]
         distance[:] = 0
         spread[:] = 0
-        for m in range(members):
-            _centre(ens[m, start:stop], obs[start:stop], rows[m, :width], distance)
-        for q in range(network.shape[0]):
-            _exchange(rows[network[q, 0], :width], rows[network[q, 1], :width])
-        for m in range(members):
-            _add(spread, rows[m, :width], ens.dtype.type(2 * m - members + 1))
+        for m in range(0, fours, 4):
+            _add(distance, spread, tile[m * TILE :], real(2 * m - members + 1), real(2))
+        for m in range(fours, members):
+            _add_one(distance, spread, tile[m * TILE :], real(2 * m - members + 1))
         for j in range(width):
-            out[start + j] = distance[j] / members - spread[j] * pair_weight
+            score = distance[j] / members - spread[j] * pair_weight
+            out[start + j] = score if abs(score) < np.inf else np.nan
 
 
-@_compiled
+@compiled
 def _crps_present(ens: _Array, obs: _Array, fair: bool, out: _Array) -> None:
     column = np.empty(ens.shape[0], np.float64)
     for j in range(obs.size):
@@ -117,6 +113,51 @@ def _crps_present(ens: _Array, obs: _Array, fair: bool, out: _Array) -> None:
         out[j] = distance / n - spread / (n * (n - 1) if fair else n * n)
 
 
+def _flat(ens: _Array) -> tuple[_Array, int]:
+    """One contiguous array that holds all members, and the distance between two: a block of a store needs no copy."""
+    if ens.strides[1] != ens.itemsize or ens.strides[0] < ens.itemsize * ens.shape[1]:
+        ens = np.ascontiguousarray(ens)
+    stride = ens.strides[0] // ens.itemsize
+    size = (len(ens) - 1) * stride + ens.shape[1]
+    return np.lib.stride_tricks.as_strided(ens, (size,), (ens.itemsize,), writeable=False), stride
+
+
+@compiled
+def _crps_weighted(ens: _Array, weights: _Array, obs: _Array, fair: bool, out: _Array) -> None:
+    members = ens.shape[0]
+    column, share = np.empty(members, np.float64), np.empty(members, np.float64)
+    for j in range(obs.size):
+        n, total, squares, distance = 0, 0.0, 0.0, 0.0
+        for m in range(members):
+            x, w = np.float64(ens[m, j]) - obs[j], weights[m, j]
+            if w != 0:
+                i = n  # insertion keeps each member's weight beside it
+                while i > 0 and column[i - 1] > x:
+                    column[i], share[i] = column[i - 1], share[i - 1]
+                    i -= 1
+                column[i], share[i] = x, w
+                n += 1
+                total += w
+                squares += w * w
+                distance += w * abs(x)
+        spread, below = 0.0, 0.0
+        for i in range(n):
+            below += 2 * share[i]
+            spread += share[i] * column[i] * (below - share[i] - total)
+        pairs = total * total - squares if fair else total * total
+        out[j] = distance / total - spread / pairs if pairs > 0 else np.nan
+
+
+def crps_weighted(ens: _Array, weights: _Array, obs: _Array, *, fair: bool) -> _Array:
+    """CRPS of members with `weights` >= 0 (member, point), which need not add up to 1, else as `crps`.
+
+    A member of weight 0 is not there, its value may be NaN; NaN where all weights are 0, or all but one if fair.
+    """
+    out = np.empty(obs.shape, ens.dtype)
+    _crps_weighted(ens, weights, obs, fair, out)
+    return out
+
+
 def crps(ens: _Array, obs: _Array, *, fair: bool, skipna: bool) -> _Array:
     """CRPS at each point: `ens` (member, point), `obs` (point), returns (point) in the dtype of `ens`.
 
@@ -128,12 +169,13 @@ def crps(ens: _Array, obs: _Array, *, fair: bool, skipna: bool) -> _Array:
     if skipna:
         _crps_present(ens, obs, fair, out)
     else:
-        pair_weight = 1 / (members * (members - 1)) if fair else 1 / members**2
-        _crps_tiles(ens, obs, sorting_network(members), ens.dtype.type(pair_weight), out)
+        pair_weight = ens.dtype.type(1 / (members * (members - 1)) if fair else 1 / members**2)
+        flat, stride = _flat(ens)
+        _crps_tiles(flat, stride, members, np.ascontiguousarray(obs), padded(members), pair_weight, out)
     return out
 
 
-@_compiled
+@compiled
 def _compare(members: _Array, obs: _Array, below: _Array, equal: _Array, valid: _Array) -> None:
     for j in range(obs.size):
         below[j] += members[j] < obs[j]

@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 from . import kernels
-from .conventions import bare, matched
+from .conventions import bare, described, matched
 from .skill import Dims, over_members, paired, reduced
 
 _Array = np.ndarray[Any, Any]
@@ -58,6 +58,8 @@ def _count(lowest: _Array, tied: _Array, weight: _Array, *, kept: tuple[int, ...
     share = weight[valid] / (tied[valid] + 1)
     first = cell[valid] * (members + 2) + lowest[valid]
     size = int(np.prod(shape)) * (members + 2)
+    if not tied.any():  # exact zeros where nothing is counted
+        return np.bincount(first, share, size).reshape(*shape, members + 2)[..., :-1]
     # A value spread over ranks first … first + tied is a step up and a step down.
     up, down = (np.bincount(at, share, size) for at in (first, first + tied[valid] + 1))
     counts = np.cumsum((up - down).reshape(*shape, members + 2), axis=-1)[..., :-1]
@@ -87,25 +89,21 @@ def rank_histogram(
     dims = reduced(dim, y)
     members = x.sizes[member_dim]
     lowest, tied = _ranked(y, x, member_dim, seed=seed if ties == "random" else None)
-    weight = xr.ones_like(lowest, dtype="f8") if weights is None else _spread_weights(lowest, weights)
-    kept = tuple(axis for axis, d in enumerate(lowest.dims) if d not in dims)
-    counts = _tiles(lowest, tied, weight, kept=kept, members=members)
-    names = [*(str(lowest.dims[axis]) for axis in kept), "rank"]
-    coords = {n: obs.indexes[n] for n in names if n in obs.indexes} | {"rank": np.arange(members + 1)}
+    weight = xr.ones_like(lowest, dtype="f8") if weights is None else spread_weights(lowest, weights)
+    counts = histogram(lowest, weight, dims=dims, highest=members, name="rank", tied=tied)
+    coords = {d: obs.indexes[d] for d in counts.dims if d in obs.indexes} | {"rank": np.arange(members + 1)}
     attrs = {
         "units": "1" if weights is None else str(weights.attrs.get("units", "1")),
         "long_name": "rank histogram",
     }
-    return xr.DataArray(counts, dims=names, coords=coords, name="rank_histogram", attrs={**attrs, "ties": ties})
+    return described(counts.assign_coords(coords), "rank_histogram", **attrs, ties=ties)
 
 
 def _ranked(
     obs: xr.DataArray, ens: xr.DataArray, member_dim: str, *, seed: int | None
 ) -> tuple[xr.DataArray, xr.DataArray]:
     """Lowest rank of each observation, -1 where one is missing, and how many more are open to it."""
-    lowest, tied = over_members(
-        kernels.ranks, obs, ens, member_dim, output_core_dims=[[], []], output_dtypes=["i4", "i4"]
-    )
+    lowest, tied = over_members(kernels.ranks, obs, ens, member_dim, dtype="i4", outputs=2)
     if seed is None:
         return lowest, tied
     arrays = lowest, tied, _index(lowest)
@@ -113,10 +111,31 @@ def _ranked(
     return rank, xr.zeros_like(tied)
 
 
-def _spread_weights(field: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
+def spread_weights(field: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
+    """Weights on a subset of the dimensions of `field`, spread over all of them; ValueError for another dimension."""
     if not set(weights.dims) <= set(field.dims):
         raise ValueError(f"weights {weights.dims} have dimensions that the field {field.dims} lacks: reduce them")
     return (matched(field, weights).astype("f8") * xr.ones_like(field, dtype="f8")).transpose(*field.dims)
+
+
+def histogram(
+    labels: xr.DataArray,
+    weight: xr.DataArray,
+    *,
+    dims: list[str],
+    highest: int,
+    name: str,
+    tied: xr.DataArray | None = None,
+) -> xr.DataArray:
+    """Weight of each label 0 … `highest` over `dims`, with the labels along a last dimension `name`, float64.
+
+    `labels` (…) integers, those below 0 not counted; `weight` (…); `tied` (…), over how many more labels from this one
+    on a weight is shared out, 0 by default. Counts each chunk by itself and adds the chunks.
+    """
+    tied = xr.zeros_like(labels) if tied is None else tied
+    kept = tuple(axis for axis, d in enumerate(labels.dims) if d not in dims)
+    counts = _tiles(labels, tied, weight, kept=kept, members=highest)
+    return xr.DataArray(counts, dims=[*(str(labels.dims[axis]) for axis in kept), name])
 
 
 def _tiles(lowest: xr.DataArray, tied: xr.DataArray, weight: xr.DataArray, **options: Any) -> Any:

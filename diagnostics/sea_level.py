@@ -18,12 +18,13 @@ Geophys. 40, 1251). Millimetres are 3e-7 of a column's density, hence float64 th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from . import seawater
 from .conventions import (
     RHO0,
     area_mean,
@@ -38,7 +39,7 @@ from .conventions import (
 )
 from .eos import SALINITY_NOTE, Place, check_water
 
-_Rise = Callable[[xr.DataArray, xr.DataArray], xr.DataArray]
+_Array = np.ndarray[Any, Any]
 
 _NAMES = {
     "steric": "steric_change_in_sea_surface_height",
@@ -71,21 +72,40 @@ def steric(
     thermosteric, halosteric and residual (…, lat|y, lon|x) in m, float64, lazy for lazy input, NaN on land.
     Raises ValueError for an unknown form, other units, a reference that varies in time or lies elsewhere.
     """
-    forms: Mapping[str, _Rise] = {
-        "boussinesq": lambda rho, rho_ref: (rho - rho_ref) / -rho0,
-        "specvol": lambda rho, rho_ref: (rho - rho_ref) / -rho,
-    }
-    if form not in forms:
-        raise ValueError(f"form must be one of {sorted(forms)}, got {form!r}")
-    densities = _densities(thetao, so, reference, parts=parts)
+    if form not in ("boussinesq", "specvol"):
+        raise ValueError(f"form must be one of ['boussinesq', 'specvol'], got {form!r}")
+    place, states = _states(thetao, so, reference, parts=parts)
     thickness = thickness_within(thetao, depth=depth, dz=dz)
-    thickness = thickness.where(thickness > 0)
-
-    def height(rho: xr.DataArray, rho_ref: xr.DataArray) -> xr.DataArray:
-        return (forms[form](rho, rho_ref) * thickness).sum(vertical_dim(rho), min_count=1)
-
+    rho_ref = place.density(*states.pop("reference"))
+    rest = [place.slope, place.offset, place.pressure, rho_ref, thickness]
+    constant = rho0 if form == "boussinesq" else 0.0
+    heights = {name: _height([*water, *rest], rho0=constant, like=thetao) for name, water in states.items()}
     constants = {"form": form, "reference_density": rho0} if form == "boussinesq" else {"form": form}
-    return _heights(densities, height, _NAMES, {**constants, "depth_range": list(depth)})
+    return _described(heights, _NAMES, {**constants, "depth_range": list(depth)})
+
+
+def _height(fields: list[xr.DataArray], *, rho0: float, like: xr.DataArray) -> xr.DataArray:
+    """Steric height in one pass over theta, salinity, slope, offset, pressure, reference density and thickness."""
+    dim = vertical_dim(like)
+    if len(like.variable.chunksizes.get(dim, ())) > 1:
+        # "auto" splits the other dimensions where joining the levels would make huge chunks.
+        whole = bare(like).chunk({d: -1 if d == dim else "auto" for d in like.dims})
+        fields = [matched(whole, f) for f in fields]
+
+    def columns(*arrays: _Array) -> _Array:
+        # xarray moved the levels last as a view; before the map is how they lie in memory.
+        places = max(x.ndim for x in arrays) - 1
+        grid = [x.reshape((1,) * (places + 1 - x.ndim) + x.shape) for x in arrays]
+        grid = [np.moveaxis(x.reshape((1,) * max(0, 3 - x.ndim) + x.shape), -1, -3) for x in grid]
+        height = seawater.steric_height(*grid, rho0=rho0)
+        return height.reshape(height.shape[height.ndim - places :])
+
+    first = fields[0]
+    result: xr.DataArray = xr.apply_ufunc(
+        columns, *map(bare, fields), input_core_dims=[[dim]] * len(fields), dask="parallelized", output_dtypes=["f8"]
+    )
+    kept = {name: c for name, c in like.coords.items() if dim not in c.dims and set(c.dims) <= set(result.dims)}
+    return result.transpose(*(d for d in first.dims if d != dim), ...).assign_coords(kept)
 
 
 def global_steric(
@@ -103,12 +123,14 @@ def global_steric(
     Arguments as `steric`, with `area` (lat|y, lon|x) in m2, by default `area_of(thetao)`. The volume is that
     of the cells wet in both states. Returns steric, thermosteric, halosteric and residual (…) in m, float64.
     """
-    densities = _densities(thetao, so, reference, parts=parts)
+    place, states = _states(thetao, so, reference, parts=parts)
+    densities = {name: place.density(*water) for name, water in states.items()}
+    rho_ref = densities.pop("reference")
     dims = [vertical_dim(thetao), *horizontal_dims(thetao)]
     thickness = thickness_within(thetao, depth=depth, dz=dz)
     area = matched(thetao, area_of(thetao) if area is None else area).astype("f8")
 
-    def height(rho: xr.DataArray, rho_ref: xr.DataArray) -> xr.DataArray:
+    def height(rho: xr.DataArray) -> xr.DataArray:
         wet = rho.notnull() & rho_ref.notnull()
         cells = thickness * area
         volume = (wet * cells).sum(dims)
@@ -117,13 +139,20 @@ def global_steric(
         rise: xr.DataArray = volume / surface * np.log(mass_ref / mass)
         return rise
 
-    return _heights(densities, height, _GLOBAL_NAMES, {"form": "logarithm of mean density", "depth_range": list(depth)})
+    heights = {name: height(rho).assign_coords(_outer(thetao, dims)) for name, rho in densities.items()}
+    attrs = {"form": "logarithm of mean density", "depth_range": list(depth)}
+    return _described(heights, _GLOBAL_NAMES, attrs)
 
 
-def _densities(
+def _outer(field: xr.DataArray, dims: list[str]) -> dict[Any, xr.DataArray]:
+    """Coordinates of the dimensions that are left after a sum over `dims`."""
+    return {name: c for name, c in field.coords.items() if not set(c.dims) & set(dims)}
+
+
+def _states(
     thetao: xr.DataArray, so: xr.DataArray, reference: xr.Dataset, *, parts: bool
-) -> dict[str, xr.DataArray]:
-    """Densities of the state, of the reference and, for the parts, of the two mixed states."""
+) -> tuple[Place, dict[str, tuple[xr.DataArray, xr.DataArray]]]:
+    """Temperature and salinity of the reference, of the state and, for the parts, of the two mixed states."""
     if missing := {"thetao", "so"} - set(reference.data_vars):
         raise ValueError(f"reference must be a Dataset with thetao and so, it lacks {sorted(missing)}")
     check_water(thetao, so)
@@ -132,30 +161,20 @@ def _densities(
         raise ValueError(
             f"reference must not vary along {sorted(map(str, extra))}: take .mean(…, keep_attrs=True) first"
         )
-    place = Place.of(thetao)
     theta, theta_ref = bare(thetao), matched(thetao, reference["thetao"])
     sp, sp_ref = matched(thetao, so), matched(thetao, reference["so"])
-    result = {"reference": place.density(theta_ref, sp_ref), "steric": place.density(theta, sp)}
+    result = {"reference": (theta_ref, sp_ref), "steric": (theta, sp)}
     if parts:
-        result["thermosteric"] = place.density(theta, sp_ref)
         # The first operand sets the order of dimensions, so the reference is spread (as a view) over them.
         spread = theta_ref.broadcast_like(theta).transpose(*theta.dims)
-        result["halosteric"] = place.density(spread, sp)
-    return {
-        name: rho.assign_coords(thetao.coords) if set(rho.dims) == set(thetao.dims) else rho
-        for name, rho in result.items()
-    }
+        result |= {"thermosteric": (theta, sp_ref), "halosteric": (spread, sp)}
+    return Place.of(thetao), result
 
 
-def _heights(
-    densities: dict[str, xr.DataArray],
-    height: _Rise,
-    standard_names: Mapping[str, str],
-    attrs: dict[str, Any],
+def _described(
+    heights: dict[str, xr.DataArray], standard_names: Mapping[str, str], attrs: dict[str, Any]
 ) -> xr.Dataset:
-    states = dict(densities)
-    rho_ref = states.pop("reference")
-    heights = {name: height(rho, rho_ref) for name, rho in states.items()}
+    heights = dict(heights)
     if "halosteric" in heights:
         heights["residual"] = heights["steric"] - heights["thermosteric"] - heights["halosteric"]
     for name, values in heights.items():

@@ -6,7 +6,7 @@ With M members x_i, observation y and <> the (weighted) mean over `dim`:
     spread  = <var_i x>^1/2 (M-1 in the variance),   error = <(mean_i x - y)^2>^1/2
     ratio   = ((M+1)/M)^1/2 spread / error = 1 for a reliable ensemble                   (Fortin et al. 2014)
     rank    = number of members below y, flat if y is like a member                         (Hamill 2001)
-    RMSE    = <(x - y)^2>^1/2,   bias = <x - y>,   variance ratio = <var_t x> / <var_t y>
+    RMSE    = <(x - y)^2>^1/2,   bias = <x - y>,   MAE = <|x - y|>,   variance ratio = <var_t x> / <var_t y>
 
 Variances are averaged before roots and quotients. An ensemble's plain CRPS is (1 + 1/M) times the CRPS of its
 distribution: compare ensembles of different size by the fair one only. Observations come first, as in
@@ -16,9 +16,10 @@ Fortin et al. 2014, J. Hydrometeorol. 15, 1708; Hamill 2001, Mon. Weather Rev. 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
@@ -59,16 +60,39 @@ def paired(obs: xr.DataArray, ens: xr.DataArray, member_dim: str) -> tuple[xr.Da
     return matched(places, obs).transpose(*places.dims), ens
 
 
-def over_members(function: Any, obs: xr.DataArray, ens: xr.DataArray, member_dim: str, **options: Any) -> Any:
-    """Apply function(members (member, point), obs (point)) -> (point) at each place."""
+def over_members(
+    function: Callable[..., Any],
+    obs: xr.DataArray,
+    ens: xr.DataArray,
+    member_dim: str,
+    *more: xr.DataArray,
+    dtype: Any,
+    outputs: int = 1,
+) -> list[xr.DataArray]:
+    """Apply function(members (member, point), *more, obs (point)) -> one or more (point) at each place, block by block.
 
-    def block(y: _Array, x: _Array) -> Any:
-        # xarray moved the members last as a view; first is how they lie in memory.
-        x = np.moveaxis(x, -1, 0)
-        out = function(x.reshape(len(x), -1), y.reshape(-1))
-        return tuple(o.reshape(y.shape) for o in out) if isinstance(out, tuple) else out.reshape(y.shape)
+    `obs` (…) and `ens` (member, …) from `paired`; `more` is like `ens`. Returns `outputs` fields like `obs`. Unlike
+    xr.apply_ufunc it keeps the members first, as they lie in memory, and copies no block.
+    """
+    fields = [bare(f).transpose(member_dim, *obs.dims) for f in (ens, *more)]
 
-    return xr.apply_ufunc(block, obs, bare(ens), input_core_dims=[[], [member_dim]], dask="parallelized", **options)
+    def block(y: _Array, *members: _Array) -> _Array:
+        out = function(*(x.reshape(len(x), -1) for x in members), y.reshape(-1))
+        if isinstance(out, tuple):
+            return np.stack([o.reshape(y.shape) for o in out])
+        return np.asarray(out).reshape(1, *y.shape)
+
+    if not any(f.chunks for f in (obs, *fields)):
+        data: Any = block(obs.to_numpy(), *(f.to_numpy() for f in fields))
+    else:
+        chunks = obs.variable.chunksizes
+        fields = [f if f.chunks else f.chunk({member_dim: -1, **chunks}) for f in fields]
+        axes = tuple(range(obs.ndim + 1))
+        operands = [part for f in fields for part in (f.data, axes)]
+        blockwise: Any = da.blockwise  # dask has no types
+        about = {"dtype": dtype, "meta": np.empty((0,) * len(axes), dtype), "adjust_chunks": {0: outputs}}
+        data = blockwise(block, axes, bare(obs).chunk(chunks).data, axes[1:], *operands, **about)
+    return [bare(obs).copy(data=data[k]) for k in range(outputs)]
 
 
 def crps_ensemble(
@@ -79,31 +103,65 @@ def crps_ensemble(
     dim: Dims = None,
     fair: bool = False,
     weights: xr.DataArray | None = None,
+    member_weights: xr.DataArray | None = None,
+    threshold: tuple[float, float] | None = None,
     skipna: bool = False,
 ) -> xr.DataArray:
     """Continuous ranked probability score of an ensemble, in the units of the field; 0 is perfect.
 
     `obs` (…) and `ens` (member, …) with the same other dimensions and units; `dim` to average over, all by
     default, `()` for a map; `fair` for the score of the distribution that M members sample; `weights` (…) as
-    an area; `skipna` to score each place with the members that are there, else a missing member leaves the
-    place out. Returns the dimensions that are left; lazy for lazy input, which may be chunked at will. Raises
-    ValueError for dimensions, coordinates or units that differ, and for fair with one member.
+    an area; `member_weights` (member) or (member, …), importance weights >= 0 of any sum, 0 for a member that is
+    not there; `threshold` (low, high) to judge only what lies between, as (20, inf) for heat (Gneiting & Ranjan
+    2011, J. Bus. Econ. Stat. 29, 411); `skipna` to score each place with the members that are there, else a
+    missing member leaves the place out. Returns the dimensions that are left; lazy for lazy input, which may be
+    chunked at will. Raises ValueError for dimensions, coordinates or units that differ, for negative weights, an
+    empty threshold, and for fair with one member.
     """
     y, x = paired(obs, ens, member_dim)
     dims = reduced(dim, y)
     if fair and x.sizes[member_dim] < 2:
         raise ValueError("a fair CRPS needs at least two members, got 1: use fair=False (absolute error)")
-
-    def score(members: _Array, observed: _Array) -> _Array:
-        return kernels.crps(members, observed, fair=fair, skipna=skipna)
-
-    values = over_members(score, y, x, member_dim, output_dtypes=[x.dtype]).assign_coords(obs.coords)
+    if threshold is not None:
+        if not threshold[0] < threshold[1]:
+            raise ValueError(f"threshold must be (low, high) with low < high, got {threshold}")
+        # Scoring clipped values is weighting the integral over thresholds with 1 inside and 0 outside.
+        y, x = (f.clip(*threshold).astype(f.dtype) for f in (y, x))
+    values = _crps_map(y, x, member_dim, member_weights, fair=fair, skipna=skipna).assign_coords(obs.coords)
     result = weighted_mean(values, weights, dim=dims) if dims else values
-    name = "fair CRPS" if fair else "CRPS"
-    return described(result, "crps", **_units(obs, ens), long_name=name, members=x.sizes[member_dim])
+    name = ("threshold-weighted " if threshold else "") + ("fair CRPS" if fair else "CRPS")
+    told = {"members": x.sizes[member_dim]} | ({"threshold": list(threshold)} if threshold else {})
+    return described(result, "crps", **units_of(obs, ens), long_name=name, **told)
 
 
-def _units(*fields: xr.DataArray) -> dict[str, Any]:
+def _crps_map(
+    y: xr.DataArray, x: xr.DataArray, member_dim: str, member_weights: xr.DataArray | None, *, fair: bool, skipna: bool
+) -> xr.DataArray:
+    if member_weights is None:
+
+        def score(members: _Array, observed: _Array) -> _Array:
+            return kernels.crps(members, observed, fair=fair, skipna=skipna)
+
+        return over_members(score, y, x, member_dim, dtype=x.dtype)[0]
+    if member_dim not in member_weights.dims or not set(member_weights.dims) <= set(x.dims):
+        raise ValueError(
+            f"member_weights must have {member_dim!r} and no dimension that the ensemble {x.dims} lacks, got "
+            f"{member_weights.dims}"
+        )
+    if member_weights.chunks is None and bool((member_weights < 0).any()):
+        raise ValueError("member_weights must be >= 0, got negative ones: normalise or mask them")
+    shares = xr.zeros_like(x, dtype="f8") + matched(x, member_weights)
+    if skipna:
+        shares = shares.where(x.notnull(), 0.0)
+
+    def weighted(members: _Array, share: _Array, observed: _Array) -> _Array:
+        return kernels.crps_weighted(members, share, observed, fair=fair)
+
+    return over_members(weighted, y, x, member_dim, shares, dtype=x.dtype)[0]
+
+
+def units_of(*fields: xr.DataArray) -> dict[str, Any]:
+    """Attrs with the units of the first field that states some."""
     return next(({"units": f.attrs["units"]} for f in fields if "units" in f.attrs), {})
 
 
@@ -138,8 +196,8 @@ def spread_error(
     ratio = ((n + 1) / n * variance / squared_error) ** 0.5
     about = {"units": "1", "long_name": "spread over error, corrected for the number of members"}
     result = {
-        "spread": described(variance**0.5, "spread", **_units(obs, ens), long_name="ensemble spread"),
-        "error": described(squared_error**0.5, "error", **_units(obs, ens), long_name="error of the ensemble mean"),
+        "spread": described(variance**0.5, "spread", **units_of(obs, ens), long_name="ensemble spread"),
+        "error": described(squared_error**0.5, "error", **units_of(obs, ens), long_name="error of the ensemble mean"),
         "ratio": described(ratio, "ratio", **about),
     }
     return xr.Dataset(result, attrs={"members": n})
@@ -153,20 +211,29 @@ def rmse(
     `obs` (…) and `forecast` (…), which may have more dimensions (member, lead), kept; `dim` to average over,
     by default all those of `obs`; `weights` as an area. Returns what is left, in the units of the field.
     """
-    squares = _difference(obs, forecast) ** 2
+    squares = difference(obs, forecast) ** 2
     result = weighted_mean(squares, weights, dim=reduced(dim, obs)) ** 0.5
-    return described(result, "rmse", **_units(obs, forecast), long_name="root mean square error")
+    return described(result, "rmse", **units_of(obs, forecast), long_name="root mean square error")
 
 
 def bias(
     obs: xr.DataArray, forecast: xr.DataArray, *, dim: Dims = None, weights: xr.DataArray | None = None
 ) -> xr.DataArray:
     """Mean of forecast minus observation; arguments and result as `rmse`."""
-    result = weighted_mean(_difference(obs, forecast), weights, dim=reduced(dim, obs))
-    return described(result, "bias", **_units(obs, forecast), long_name="mean error")
+    result = weighted_mean(difference(obs, forecast), weights, dim=reduced(dim, obs))
+    return described(result, "bias", **units_of(obs, forecast), long_name="mean error")
 
 
-def _difference(obs: xr.DataArray, forecast: xr.DataArray) -> xr.DataArray:
+def mae(
+    obs: xr.DataArray, forecast: xr.DataArray, *, dim: Dims = None, weights: xr.DataArray | None = None
+) -> xr.DataArray:
+    """Mean absolute difference; arguments and result as `rmse`."""
+    result = weighted_mean(abs(difference(obs, forecast)), weights, dim=reduced(dim, obs))
+    return described(result, "mae", **units_of(obs, forecast), long_name="mean absolute error")
+
+
+def difference(obs: xr.DataArray, forecast: xr.DataArray) -> xr.DataArray:
+    """Forecast minus observation, float64, at common coordinates; ValueError for others or other units."""
     if missing := set(obs.dims) - set(forecast.dims):
         raise ValueError(f"the forecast {forecast.dims} lacks the observations' {sorted(map(str, missing))}")
     same_units(obs, forecast)

@@ -166,6 +166,36 @@ def test_unequal_coordinates_are_an_error_not_an_intersection():
         matched(field, moved)
 
 
+def times(n, calendar="noleap", start="2001-01-03"):
+    return xr.date_range(start, periods=n, freq="5D", calendar=calendar, use_cftime=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda f: f.assign_coords(lon=(f.lon + 180) % 360 - 180).sortby("lon"), r"'lon' counts from another meridian"),
+        (lambda f: f.sortby("lat", ascending=False), r"'lat' runs in another order; sortby\('lat'\)"),
+        (lambda f: f.assign_coords(lev=-f.lev), r"'lev' has the other sign; make both depths"),
+        (lambda f: f.assign_coords(member=[0, 2]), r"members \[0, 2\] are not \[0, 1\]"),
+        (
+            lambda f: f.assign_coords(time=times(3, start="2001-01-08")),
+            r"'time' is 3 from 2001-01-08.* not 3 from 2001-01-03",
+        ),
+        (lambda f: f.isel(lev=slice(1, None)), r"'lev' differs; select or interpolate"),
+    ],
+)
+def test_coordinates_that_differ_are_named_with_the_fix(change, advice):
+    field = globe(30.0).expand_dims(member=[0, 1], time=times(3), lev=[5.0, 20.0])
+    with pytest.raises(ValueError, match=advice):
+        matched(field, change(field))
+
+
+def test_heights_are_refused_as_depths():
+    field = column([10.0, 20, 30])
+    with pytest.raises(ValueError, match="positive down"):
+        thickness_within(field.assign_coords(lev=-field.lev), depth=(0, 60))
+
+
 def test_matched_follows_the_chunks_of_the_field():
     field = globe(30.0).chunk(lat=2, lon=5)
     assert matched(field, globe(30.0)).chunksizes == field.chunksizes

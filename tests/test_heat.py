@@ -194,6 +194,8 @@ def test_uptake_asks_for_one_area_only_where_it_is_needed():
         heat_uptake(ohc.assign_attrs(units="J m-2"), area=1.0)
     with pytest.raises(ValueError, match="sum it over the ocean"):
         heat_uptake(ohc, area=xr.DataArray(np.ones(3), dims="lat"))
+    with pytest.raises(ValueError, match="no wet cell"):
+        heat_uptake(ohc, area=wet_area(ocean() * np.nan))
     with pytest.raises(ValueError, match="at least 3"):
         tendency(ohc.isel(time=slice(2)))
     with pytest.raises(ValueError, match="'init'"):

@@ -98,7 +98,7 @@ def test_budget_closes_for_heat_made_of_the_flux():
 def test_basins_equal_a_loop_and_add_up():
     hfds = flux().assign_attrs(units="J m-2")
     basins = xr.DataArray(
-        np.array([[1, 1, 1, 2, 2], [1, 1, 1, 2, 0], [3, 3, 2, 2, np.nan], [3] * 5]), dims=("lat", "lon")
+        np.array([[1, 1, 1, 2, 2], [1, 1, 1, 2, 0], [3, 3, 2, 2, np.nan], 5 * [3]]), dims=("lat", "lon")
     )
     found = basin_totals(hfds, basins, names={1: "Atlantic", 2: "Pacific", 3: "Indian"})
     assert found.basin.values.tolist() == ["Atlantic", "Pacific", "Indian"]

@@ -13,7 +13,7 @@ import xarray as xr
 import xskillscore
 
 from polynya.diagnostics import bias, crps_ensemble, rank_histogram, rmse, spread_error, variance_ratio
-from polynya.diagnostics.kernels import sorting_network
+from polynya.diagnostics.sorting import TILE, padded, sort_columns
 
 DIMS = ("member", "time", "lat", "lon")
 SIZES = [1, 2, 3, 5, 10, 17, 50]
@@ -47,19 +47,33 @@ def brute(obs, ens, fair):
     return abs(ens - obs).mean(0) - pairs / (2 * (m * (m - 1) if fair else m * m))
 
 
-@pytest.mark.parametrize("n", [*range(1, 20), 31, 32, 33, 50, 100])
-def test_network_sorts(n):
-    x = np.random.default_rng(n).permuted(np.tile(np.arange(n), (50, 1)), axis=1).T
-    for i, j in sorting_network(n):
-        x[[i, j]] = np.sort(x[[i, j]], axis=0)
-    np.testing.assert_array_equal(x, np.arange(n)[:, None] + np.zeros(50))
+def sort(x):
+    """The columns of x (row, column), sorted by the kernel."""
+    tile = np.full((padded(len(x)), TILE), np.inf, x.dtype)
+    tile[: len(x)] = x
+    sort_columns(tile.reshape(-1), len(x))
+    return tile
 
 
-def test_zero_one_principle_proves_the_network_for_ten_members():
-    x = (np.arange(2**10) >> np.arange(10)[:, None]) & 1
-    for i, j in sorting_network(10):
-        x[[i, j]] = np.sort(x[[i, j]], axis=0)
-    assert (np.diff(x, axis=0) >= 0).all()
+@pytest.mark.parametrize("n", [*range(1, 20), 31, 32, 33, 50, 64, 65, 100, 129, 300])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_columns_are_sorted(n, dtype):
+    x = np.random.default_rng(n).permuted(np.tile(np.arange(n, dtype=dtype), (TILE, 1)), axis=1).T
+    np.testing.assert_array_equal(sort(x)[:n], np.arange(n)[:, None] + np.zeros(TILE))
+    assert np.isinf(sort(x)[n:]).all()
+
+
+@pytest.mark.parametrize("n", [10, 16])
+def test_zero_one_principle_proves_the_network(n):
+    x = ((np.arange(2**n) >> np.arange(n)[:, None]) & 1).astype("f4")
+    for first in range(0, 2**n, TILE):
+        assert (np.diff(sort(x[:, first : first + TILE])[:n], axis=0) >= 0).all()
+
+
+def test_nan_is_moved_and_never_lost():
+    x = np.random.default_rng(0).normal(size=(50, TILE)).astype("f4")
+    x[np.random.default_rng(1).integers(0, 50, TILE), np.arange(TILE)] = np.nan
+    assert (np.isnan(sort(x)).sum(0) == 1).all()
 
 
 def test_crps_of_the_hand_case():
@@ -160,6 +174,64 @@ def test_missing_members_are_nan_unless_skipped():
     np.testing.assert_allclose(loose.where(strict.notnull()), strict, atol=1e-14)
     fair = crps_ensemble(obs, ens.where(ens.member < 1), dim=(), fair=True, skipna=True)
     assert fair.isnull().all()
+
+
+@pytest.mark.parametrize(("fair", "estimator"), [(False, "nrg"), (True, "fair")])
+def test_weighted_members_equal_scoringrules_and_repeated_members(fair, estimator):
+    obs, ens = (x.isel(lat=slice(2, None)) for x in forecasts(6))
+    shares = xr.DataArray(np.random.default_rng(1).uniform(0, 2, ens.shape), dims=DIMS, coords=ens.coords)
+    ours = crps_ensemble(obs, ens, member_weights=shares, dim=(), fair=fair)
+    w = shares.values / shares.values.sum(0)
+    options = {"m_axis": 0, "ens_w": w, "estimator": estimator, "backend": "numpy"}
+    np.testing.assert_allclose(ours, scoringrules.crps_ensemble(obs.values, ens.values, **options), atol=1e-12)
+    counts = xr.DataArray([1, 0, 2, 3, 0, 1], dims="member")
+    repeated = ens.isel(member=np.repeat(np.arange(6), counts))
+    np.testing.assert_allclose(crps_ensemble(obs, ens, member_weights=counts), crps_ensemble(obs, repeated), rtol=1e-12)
+    equal = crps_ensemble(obs, ens, member_weights=xr.full_like(shares, 3.0), dim=(), fair=fair)
+    np.testing.assert_allclose(equal, crps_ensemble(obs, ens, dim=(), fair=fair), atol=1e-13)
+
+
+def test_members_of_no_weight_are_not_there():
+    obs, ens = forecasts(4)
+    ens[1] = np.nan
+    shares = xr.DataArray([1.0, 0, 1, 1], dims="member")
+    expected = crps_ensemble(obs, ens.isel(member=[0, 2, 3]), dim=())
+    np.testing.assert_allclose(crps_ensemble(obs, ens, member_weights=shares, dim=()), expected, atol=1e-13)
+    skipped = crps_ensemble(obs, ens, member_weights=shares * 0 + 1, dim=(), skipna=True)
+    np.testing.assert_allclose(skipped, expected, atol=1e-13)
+    assert np.isnan(crps_ensemble(obs, ens, member_weights=shares * 0, dim=())).all()
+    with pytest.raises(ValueError, match="must be >= 0"):
+        crps_ensemble(obs, ens, member_weights=-shares)
+    with pytest.raises(ValueError, match="must have 'member'"):
+        crps_ensemble(obs, ens, member_weights=xr.DataArray([1.0], dims="time"))
+
+
+@pytest.mark.parametrize(("low", "high"), [(15.5, np.inf), (-np.inf, 14), (14.5, 15.5)])
+def test_threshold_weighted_crps_equals_scoringrules(low, high):
+    obs, ens = forecasts()
+    ours = crps_ensemble(obs, ens, threshold=(low, high), dim=())
+    theirs = scoringrules.twcrps_ensemble(obs.values, ens.values, a=low, b=high, m_axis=0, estimator="nrg")
+    np.testing.assert_allclose(ours, theirs, atol=1e-13)
+    assert ours.attrs["threshold"] == [low, high]
+    with pytest.raises(ValueError, match="low < high"):
+        crps_ensemble(obs, ens, threshold=(high, low))
+
+
+def test_threshold_weighted_parts_add_up():
+    obs, ens = forecasts()
+    parts = [crps_ensemble(obs, ens, threshold=t, dim=()) for t in ((-np.inf, 15.2), (15.2, np.inf))]
+    np.testing.assert_allclose(sum(parts), crps_ensemble(obs, ens, dim=()), atol=1e-13)
+
+
+def test_many_members_and_nan_or_infinity_among_them():
+    obs, ens = forecasts(150, shape=(2, 9, 70))
+    ens[77, 0, 5, 5] = np.nan
+    ens[3, 1, 6, 6] = np.inf
+    ours = crps_ensemble(obs, ens, dim=())
+    expected = brute(obs.values, ens.values, fair=False)
+    np.testing.assert_allclose(ours, np.where(np.isfinite(expected), expected, np.nan), atol=1e-12)
+    assert np.isnan(ours[0, 5, 5])
+    assert np.isnan(ours[1, 6, 6])
 
 
 def test_spread_and_error_of_an_exchangeable_ensemble():
@@ -353,6 +425,7 @@ def test_lazy_equals_eager_and_computes_nothing(chunks, dim):
             both.ratio,
             variance_ratio(x, y),
             crps_ensemble(y, x, skipna=True),
+            crps_ensemble(y, x, threshold=(15, np.inf), member_weights=xr.DataArray(np.arange(10), dims="member")),
         ]
 
     with dask.config.set(scheduler=refuse_to_compute):

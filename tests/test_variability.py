@@ -6,7 +6,7 @@ import pytest
 import scipy.signal
 import xarray as xr
 
-from polynya.diagnostics import deseasoned, detrended, eddy_kinetic_energy, nino34, temporal_variance
+from polynya.diagnostics import area_mean, deseasoned, detrended, eddy_kinetic_energy, nino, nino34, temporal_variance
 from polynya.diagnostics.moments import ClassMoments, batches
 from polynya.diagnostics.regions import EmptyRegionError
 from polynya.diagnostics.variability import ClimatologyError, climatology_labels
@@ -151,6 +151,19 @@ def test_nino_index_equals_a_loop():
                 wet = np.isfinite(a)
                 window.append((a[wet] * area[wet]).sum() / area[wet].sum())
             np.testing.assert_allclose(found[m, k], np.mean(window), atol=1e-12)
+
+
+@pytest.mark.parametrize(("region", "west", "east"), [("Nino 3", 210, 270), ("Nino 4", 160, 210)])
+def test_other_boxes_of_the_pacific(region, west, east):
+    x = pacific()
+    found = nino(x, region)
+    inside = (x["lon"] >= west) & (x["lon"] <= east)
+    box = x.isel(lev=0).where(inside & (abs(x["lat"]) <= 5), drop=True)
+    series = area_mean(deseasoned(box), area=box["areacello"]).rolling(time=30).mean()[:, 30:]
+    np.testing.assert_allclose(found, series, atol=1e-12)
+    assert found.name == region.lower().replace(" ", "")
+    with pytest.raises(ValueError, match="region must be one of"):
+        nino(x, "Nino 5")
 
 
 def test_nino_index_is_lazy_takes_areas_and_refuses():
