@@ -107,7 +107,7 @@ def experiment(folder: Path, cycles: int, wanted: list[str], faulty: bool) -> Tw
     ensemble = State(data, start.time, emulator.layout, tuple(range(len(data))))
     everything = torch.cat([s.data for s in states])
     climatology = State(everything, start.time, emulator.layout, tuple(range(len(everything))))
-    quality = Quality((Located(), Range(), Gross(4.0), Buddy(1.5e5))) if faulty else None
+    quality = Quality((Located(), Range(), Gross(3.0), Buddy(1.5e5))) if faulty else None
     bias = Debiased(("float",), ("thetao",), memory=30) if faulty else None  # the swath is the anchor
     known, single = methods(climatology), variational(ensemble)
     shared = {

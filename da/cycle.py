@@ -152,8 +152,10 @@ def cycle(
         monitor: called with every `Cycle`.
 
     Raises ObservationError for observations at a time that no step leads to, or that reach back beyond the
-    cycle before.
+    cycle before; ValueError for increments with an analysis of windows.
     """
+    if increments and isinstance(analysis, Smoothing):
+        raise ValueError(f"{type(analysis).__name__} corrects whole windows; increments are for analyses at a time")
     known = {"inflation": analysis.start(state.layout)} if isinstance(analysis, Learning) else {}
     if bias is not None:
         known["bias"] = bias.flat(bias.initial)

@@ -265,6 +265,8 @@ def test_what_cannot_be():
         how.window(model, background, None, None, given, STEPS - 2)
     with pytest.raises(ObservationError, match="belong to that"):
         how.window(model, background, None, None, given.replace(offset=given.offset - 86400 * 11), STEPS)
+    with pytest.raises(ValueError, match="whole windows"):
+        next(cycle(model, background, None, [given], how, increments=1))
     for wrong in (lambda: FourDVar(root, checkpoint="some"), lambda: FourDVar(root, growing=(1.0, 0.5))):
         with pytest.raises(ValueError, match="wanted"):
             wrong()
