@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from ..da import LETKF, Floats, Observations, Quality, RandomPoints, SurfaceField, Twin, observe, twin
+from ..da import LETKF, Adaptive, Floats, Observations, Quality, RandomPoints, SurfaceField, Twin, observe, twin
 from ..diagnostics import Report, kinetic_energy_spectrum, rmse, spread_error
 from ..diagnostics.figures import bars, maps, series, spectra
 from ..emulators import Corrected, GridNoise, Noise, Source, State, samples
@@ -22,9 +22,9 @@ CYCLES = 30
 NETWORK = (
     SurfaceField("thetao", error=0.3, coverage=0.5, stride=2, kind="SST swath"),
     RandomPoints("zos", error=0.02, count=300, kind="altimeter"),
-    Floats(80, {"thetao": 0.05, "so": 0.01}, max_depth=2000.0, kind="float"),
+    Floats(80, {"thetao": 0.1, "so": 0.02}, max_depth=2000.0, kind="float"),
 )
-FILTER = LETKF(half_width=1e5, inflation=1.2, rtpp=0.6, max_observations=300)
+FILTER = Adaptive(LETKF(half_width=1e5, rtpp=0.6, max_observations=300), half_width=2e5, variance=0.01)
 HORIZONTAL = ("lat", "lon")
 
 
@@ -38,7 +38,7 @@ def chapter(report: Report, out: Path, members: int, days: int, overwrite: bool,
         f"The nature run of an eddying channel is the truth. Every five days it is seen through a swath of surface "
         f"temperature, {NETWORK[1].count} points of sea level and half of {NETWORK[2].count} floats. {MEMBERS} members "
         "of the emulator begin from unrelated dates; one copy runs free, the other is corrected at each observation "
-        "time by a local ensemble transform Kalman filter.",
+        "time by a local ensemble transform Kalman filter that learns its inflation.",
     )
     _errors(report, runs)
     _pictures(report, runs, len(seen))
@@ -73,7 +73,7 @@ def _run(out: Path, cycles: int, overwrite: bool, console: Console) -> tuple[Twi
     past = list(states_of(sample, emulator.layout))[-MEMBERS - 2 : -2]  # unrelated to the present, or nearly so
     ensemble = State(torch.cat([s.data for s in past]), start.time, emulator.layout, tuple(range(MEMBERS)))
     done = twin(
-        ocean, start, emulator, ensemble, NETWORK, FILTER, cycles=cycles, store=out / "channel",
+        ocean, start, emulator, ensemble, NETWORK, {"LETKF": FILTER}, cycles=cycles, store=out / "channel",
         forcing=ocean.forcing(), noise=noise, quality=Quality(), overwrite=overwrite, progress=True,
     )  # fmt: skip
     return done, list(observe(states_of(done.truth, ocean.layout), NETWORK, noise))[-1]
