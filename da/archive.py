@@ -203,8 +203,15 @@ class Archive:
         return np.asarray(array[...])
 
     def append(self, table: str, columns: Mapping[str, tuple[np.ndarray, tuple[str, ...], Mapping[str, Any]]]) -> None:
-        """Rows more of a table: for each column values (row, ...), names of its dimensions, and attributes."""
-        group = self._table(table)
+        """Rows more of a table: for each column values (row, ...), names of its dimensions, and attributes.
+
+        A column that is new has no values in the rows before, one that is not given none in these.
+        """
+        group, first = self._table(table), self.length(table)
+        last = first + max((len(values) for values, _, _ in columns.values()), default=0)
+        for name, known in group.arrays():
+            if _grows(known) and name not in columns:
+                known.resize((last, *known.shape[1:]))
         for name, (values, dims, attrs) in columns.items():
             array = group.get(name)
             if not isinstance(array, zarr.Array):
@@ -215,8 +222,7 @@ class Archive:
                 )  # fmt: skip
             if name in _TEXT:
                 values = _numbered(array, values)
-            first = array.shape[0]
-            array.resize((first + len(values), *array.shape[1:]))
+            array.resize((last, *array.shape[1:]))
             array[first:] = values
 
     def coordinate(self, table: str, name: str, values: np.ndarray, dim: str, attrs: Mapping[str, Any]) -> None:

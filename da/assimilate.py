@@ -220,13 +220,14 @@ class _Journal:
         self._last = None
 
     def _append(self, tables: list[dict[str, dict[str, Column]]]) -> None:
-        for name in ("observations", "cycles"):
-            parts = [t[name] for t in tables]
-            joined = {
-                key: (np.concatenate([p[key][0] for p in parts]), dims, attrs)
-                for key, (_, dims, attrs) in parts[0].items()
-            }
-            self.archive.append(name, joined)
+        seen = [t["observations"] for t in tables]
+        joined = {
+            key: (np.concatenate([rows[key][0] for rows in seen]), dims, attrs)
+            for key, (_, dims, attrs) in seen[0].items()
+        }
+        self.archive.append("observations", joined)
+        for one in tables:  # which need not have the same columns: an analysis without observations reports nothing
+            self.archive.append("cycles", one["cycles"])
         if self.truth is not None:
             rows = newest_channels(self.layout)
             labels = [(f.name, k) for f in self.layout.fields for k in range(f.channels)]
@@ -283,7 +284,11 @@ class _Journal:
             said = {"long_name": "number and bias of each kind of observations that is corrected"}
             out["bias"] = done.carried["bias"].cpu().numpy()[None], (*dim, "bias_of"), said
         for name, numbers in done.report.items():
-            out[name] = numbers[None], (*dim, "member"), {"long_name": f"{name.replace('_', ' ')} of the analysis"}
+            out[name] = (
+                numbers[None].astype("float64"),
+                (*dim, "member"),
+                {"long_name": f"{name.replace('_', ' ')} of the analysis"},
+            )
         if self.truth is not None:
             for name, state in (("background", done.background), ("analysis", done.analysis)):
                 pair = against(state, self.truth(state.time).to(state.data.device))

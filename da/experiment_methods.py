@@ -7,6 +7,7 @@ literature's tables, inflation multiplies the anomalies after the analysis, and 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,7 +50,7 @@ def spread(E: Tensor) -> Tensor:
     return E.var(1).mean(-1).sqrt()
 
 
-class Method:
+class Method(ABC):
     """What all methods share: the row, forecasts that may fail, inflation and rotation; not a method itself."""
 
     def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
@@ -59,9 +60,9 @@ class Method:
         N = E.shape[1]
         self._rotations = Drawn(noise.stream("rotation"), len(E), (N, max(N - 1, 1)))
 
+    @abstractmethod
     def step(self, cycle: int, y: Tensor) -> Estimate:
         """Forecast to the observations y (replicate, observation) of a cycle, and analysis."""
-        raise NotImplementedError
 
     def forecast(self, E: Tensor) -> Tensor:
         """(replicate, member, point) one cycle later; replicates that failed begin anew, and are remembered."""

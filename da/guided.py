@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
 import cftime
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..emulators import Draws, Emulator, Forcing, Layout, Noise, State
+from ..emulators import Draws, Emulator, Forcing, Noise, State
 from ..emulators.flow import Conditional
 from ..ensembles.dates import shifted
 from .correlation import whitening
@@ -38,19 +37,8 @@ class GuidanceError(ValueError):
 
 
 @runtime_checkable
-class Generative(Protocol):
+class Generative(Emulator, Protocol):
     """An emulator that draws its next state from noise, and can say what from: `Regional`, `GenSIM`."""
-
-    @property
-    def layout(self) -> Layout: ...  # noqa: D102
-    @property
-    def forcing_layout(self) -> Layout | None: ...  # noqa: D102
-    @property
-    def dt(self) -> timedelta: ...  # noqa: D102
-
-    def step(self, state: State, forcing: State | None, noise: Draws) -> State:
-        """The state one `dt` later."""
-        ...
 
     def conditional(self, state: State, forcing: State | None, noise: Draws) -> Iterable[Conditional]:
         """What `step` would draw from."""

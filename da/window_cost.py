@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Settings(Protocol):
     def transforms(self) -> Mapping[str, Transform] | None: ...  # noqa: D102
 
 
-class Problem:
+class Problem(ABC):
     """J of every member: ½ |v|² + ½ |r(v)|², r = R^(-1/2) (y - H(v)).
 
     Args:
@@ -64,9 +65,9 @@ class Problem:
 
     # --- what subclasses say -------------------------------------------------------------------------
 
+    @abstractmethod
     def equivalents(self, v: Tensor, keep: bool = False) -> Tensor:
         """What would be observed, (member, observation) float64; whether to keep all that the adjoint needs."""
-        raise NotImplementedError(f"{type(self).__name__} is no problem by itself; use Snapshot or Trajectory")
 
     @property
     def size(self) -> int:

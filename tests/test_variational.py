@@ -21,6 +21,7 @@ from polynya.da import (
     RandomPoints,
     ThreeDVar,
     VariationalError,
+    assimilate,
     cycle,
     observe,
     operator_for,
@@ -270,3 +271,16 @@ def test_what_cannot_be():
     for wrong in (lambda: FourDVar(root, checkpoint="some"), lambda: FourDVar(root, growing=(1.0, 0.5))):
         with pytest.raises(ValueError, match="wanted"):
             wrong()
+
+
+def test_what_is_reported_is_stored_and_cycles_without_observations_have_none(tmp_path):
+    model, root, _ = linear()
+    given, _ = observations()
+    later = [given.replace(time=given.time + timedelta(days=15 * k)) for k in range(3)]
+    later[1] = later[1].select(np.zeros(len(given), bool))
+    for first in (0, 1):  # the one without is in the middle, or the first
+        seen = later if first == 0 else [later[1].replace(time=given.time), later[1], later[2]]
+        kept = assimilate(model, state(torch.zeros(N)), None, seen, FourDVar(root), store=tmp_path / f"{first}.zarr")
+        found = kept.cycles.cost.isel(member=0).values
+        assert np.isnan(found).tolist() == [first == 1, True, False] and kept.cycles.given.values[1] == 0
+        assert kept.observations.sizes["observation"] == (2 - first) * len(given)
