@@ -15,6 +15,7 @@ from .cycle import Analysis, Cycle, Learning, NoAnalysis, Smoothed, Smoothing, c
 from .diagnosis import chi_square_of, consistency, information
 from .diffused import DiffusedRoot
 from .ensemble_roots import EnsembleRoot, EOFRoot, LocalisedEnsemble, common_layout
+from .ensemble_variational import En4DVar, EnVar, FromHessian
 from .experiments import Result, Row
 from .faults import Biased, Faulty, Representative, Spread, unresolved
 from .filters import ETKF, transform
@@ -35,6 +36,7 @@ from .operators import ObservationOperator, located, operator_for
 from .orbits import AQUA, CRYOSAT, JASON, SENTINEL3, SMOS, SWOT, Orbit
 from .particles import ParticleFilter
 from .places import Instrument, Wrapper
+from .posterior import Posterior, PosteriorRoot
 from .quality import Checked, Excluded, Gross, Located, Quality, Range
 from .quantities import At, HeatContent, IceVolume, Mean
 from .realism import Dynamics, gradient_spectra, passport
@@ -97,15 +99,18 @@ __all__ = [
     "Duplicates",
     "Dynamics",
     "EOFRoot",
+    "En4DVar",
     "EnKF",
     "EnKFN",
     "EnOI",
     "EnSRF",
+    "EnVar",
     "EnsembleRoot",
     "Excluded",
     "Faulty",
     "Floats",
     "FourDVar",
+    "FromHessian",
     "GaussNewton",
     "Generative",
     "Gross",
@@ -140,6 +145,8 @@ __all__ = [
     "OtherExperimentError",
     "ParticleFilter",
     "PiGDM",
+    "Posterior",
+    "PosteriorRoot",
     "Profiles",
     "Quality",
     "RandomPoints",

@@ -27,6 +27,7 @@ from .cycle import Smoothed
 from .gauss_newton import GaussNewton
 from .minimise import LBFGS, Minimum
 from .observations import Observations
+from .posterior import Posterior, posterior_of
 from .window_cost import Problem, Snapshot, Trajectory
 
 Minimiser = LBFGS | GaussNewton
@@ -97,8 +98,34 @@ class FourDVar:
         problem = Trajectory(self, emulator, begin, forcing, noise, observations, steps)
         if not len(observations):
             return Smoothed(problem.states(problem.start()))
-        found = _minimised(problem, self.minimiser, self.growing)
-        return Smoothed(problem.states(found.v), _report(problem, found))
+        found = minimised(problem, self.minimiser, self.growing)
+        return Smoothed(problem.states(found.v), report_of(problem, found))
+
+    def posterior(
+        self,
+        emulator: Emulator,
+        begin: State,
+        forcing: Forcing | None,
+        noise: Draws | None,
+        observations: Observations,
+        steps: int,
+        *,
+        pairs: int = 30,
+    ) -> Posterior:
+        """The analysis of one state with its error covariance, root and samples.
+
+        Args:
+            emulator, begin, forcing, noise, observations, steps: as in `window`; `begin` has one member.
+            pairs: Ritz pairs of the Hessian, each one product with it.
+
+        Raises as `window`, and ValueError for several members or perturbed observations.
+        """
+
+        def again(background: State) -> Problem:
+            return Trajectory(self, emulator, background, forcing, noise, observations, steps)
+
+        problem = again(begin)
+        return posterior_of(problem, minimised(problem, self.minimiser, self.growing), pairs, again)
 
 
 @dataclass(frozen=True)
@@ -125,10 +152,23 @@ class ThreeDVar:
         if not len(observations):
             return forecast
         problem = Snapshot(self, forecast, observations)
-        return problem.first(_minimised(problem, self.minimiser, (1.0,)).v)
+        return problem.first(minimised(problem, self.minimiser).v)
+
+    def posterior(self, forecast: State, observations: Observations, *, pairs: int = 30) -> Posterior:
+        """The analysis of one state with its error; see `FourDVar.posterior`."""
+
+        def again(background: State) -> Problem:
+            return Snapshot(self, background, observations)
+
+        problem = again(forecast)
+        return posterior_of(problem, minimised(problem, self.minimiser), pairs, again)
 
 
-def _minimised(problem: Problem, minimiser: Minimiser, growing: tuple[float, ...]) -> Minimum:
+def minimised(problem: Problem, minimiser: Minimiser, growing: tuple[float, ...] = (1.0,)) -> Minimum:
+    """The minimum of J, begun from the background, in a window that grows.
+
+    Raises VariationalError without a finite gradient at the background.
+    """
     v = problem.start()
     problem.require_gradient(v)
     for part in growing:
@@ -141,7 +181,8 @@ def _minimised(problem: Problem, minimiser: Minimiser, growing: tuple[float, ...
     return found
 
 
-def _report(problem: Problem, found: Minimum) -> dict[str, np.ndarray]:
+def report_of(problem: Problem, found: Minimum) -> dict[str, np.ndarray]:
+    """What `FourDVar.window` reports, (member,) each."""
     begin, end = (problem.parts(v) for v in (problem.start(), found.v))
     counts = {"iterations": found.iterations, "converged": found.converged.int()}
     counts["evaluations"] = torch.full_like(found.iterations, found.evaluations)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-import cftime
 import numpy as np
 import pytest
 import torch
+from linear_windows import DAY, EXACT, LAYOUT, STEPS, Dense, N, linear, observations, smoother, state
 from toys import Lorenz96, Matrix, row_layout
 
 from polynya.da import (
     LBFGS,
     FourDVar,
-    GaussNewton,
     Logit,
     ObservationError,
     Observations,
@@ -30,70 +29,6 @@ from polynya.da.window_cost import Trajectory
 from polynya.emulators import Layout, LayoutError, Noise, State
 
 torch.set_num_threads(1)
-DAY, N, STEPS = cftime.DatetimeNoLeap(2000, 1, 1), 8, 3
-LAYOUT = row_layout(N)
-EXACT = {
-    "lbfgs": LBFGS(tolerance=1e-12, iterations=500, evaluations=1000),
-    "newton": GaussNewton(1e-12, inner=60, inner_tolerance=1e-13),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """L as a matrix."""
-
-    L: torch.Tensor
-    layout: Layout = LAYOUT
-
-    @property
-    def size(self) -> int:
-        return self.L.shape[1]
-
-    def apply(self, v):
-        return (v @ self.L.mT.to(v)).unflatten(-1, self.layout.shape)
-
-
-def linear(seed=0):
-    """A stable model, roots of B and Q, all dense."""
-    g = torch.Generator().manual_seed(seed)
-    M = torch.linalg.qr(torch.randn(N, N, generator=g, dtype=torch.float64))[0] * 0.9
-    L, LQ = (s * torch.randn(N, N, generator=g, dtype=torch.float64) for s in (1.0, 0.2))
-    return Matrix(M, LAYOUT), Dense(L), Dense(LQ)
-
-
-def state(data, time=DAY, members=None):
-    data = torch.as_tensor(data, dtype=torch.float64).reshape(-1, 1, 1, N)
-    return State(data, time, LAYOUT, tuple(members or range(len(data))))
-
-
-def observations(seed=0, error=0.3, steps=STEPS):
-    """Three sites at every step of a window of five-day steps."""
-    g = np.random.default_rng(seed)
-    day = 5 * 86400.0
-    offset = np.repeat(-day * np.arange(steps)[::-1], 3)
-    site = np.concatenate([g.permutation(N)[:3] for _ in range(steps)])
-    table = {"variable": "zos", "lat": 0.0, "lon": 360.0 / N * site, "value": g.normal(size=len(site)), "error": error}
-    return Observations.from_table(DAY + timedelta(days=5 * steps), table | {"offset": offset}), site
-
-
-def smoother(M, B, Q, site, y, error, background, steps=STEPS):
-    """The exact smoothed means at all times: one linear Gaussian problem for (x_0, w_1, ..., w_n)."""
-    maps, n = [], N * (steps + 1)
-    maps.append(np.eye(N, n))
-    for k in range(steps):
-        inject = np.zeros((N, n))
-        inject[:, N * (k + 1) : N * (k + 2)] = np.eye(N)
-        maps.append(M @ maps[-1] + inject)
-    prior = np.zeros((n, n))
-    prior[:N, :N] = B
-    for k in range(steps):
-        prior[N * (k + 1) : N * (k + 2), N * (k + 1) : N * (k + 2)] = Q
-    H = np.stack([maps[1 + i // 3][s] for i, s in enumerate(site)])
-    mean = np.zeros(n)
-    mean[:N] = background
-    K = prior @ H.T @ np.linalg.inv(H @ prior @ H.T + error**2 * np.eye(len(H)))
-    mean = mean + K @ (y - H @ mean)
-    return [m @ mean for m in maps]
 
 
 @pytest.mark.parametrize("minimiser", EXACT.values(), ids=EXACT)
@@ -107,9 +42,7 @@ def test_a_linear_window_is_the_kalman_smoother(minimiser, weak):
     found = method.window(model, background, None, None, given, STEPS)
     B, Q = ((r.L @ r.L.mT).numpy() for r in (root, error_root))
     for member in range(2):
-        exact = smoother(
-            model.A.numpy(), B, Q * weak, site, given.value, 0.3, background.data[member].flatten().numpy()
-        )
+        exact = smoother(model, B, Q * weak, site, given.value, 0.3, background.data[member].flatten().numpy())
         for got, wanted in zip(found.states, exact, strict=True):
             assert np.allclose(got.data[member].flatten().numpy(), wanted, atol=1e-8)
     assert (found.report["converged"] == 1).all() and (found.report["cost"] <= found.report["cost_first"]).all()
@@ -209,7 +142,7 @@ def test_noise_of_a_stochastic_model_is_a_control():
     how = FourDVar(root, EXACT["lbfgs"], control_noise=True)
     found = how.window(noisy, background, None, Noise(3), given, STEPS)
     B = (root.L @ root.L.mT).numpy()
-    exact = smoother(model.A.numpy(), B, 0.09 * np.eye(N), site, given.value, 0.3, np.zeros(N))
+    exact = smoother(model, B, 0.09 * np.eye(N), site, given.value, 0.3, np.zeros(N))
     for got, wanted in zip(found.states, exact, strict=True):
         assert np.allclose(got.data.flatten().numpy(), wanted, atol=1e-7)
 
