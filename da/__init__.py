@@ -17,7 +17,7 @@ from .diffused import DiffusedRoot
 from .ensemble_roots import EnsembleRoot, EOFRoot, LocalisedEnsemble, common_layout
 from .ensemble_variational import En4DVar, EnVar, FromHessian
 from .experiments import Result, Row
-from .faults import Biased, Faulty, Representative, Spread, unresolved
+from .faults import Biased, Faulty, Repeated, Representative, Spread, unresolved
 from .filters import ETKF, transform
 from .finite_size import EnKFN, enkf_n, finite_size_inflation
 from .gauss_newton import GaussNewton
@@ -151,6 +151,7 @@ __all__ = [
     "Quality",
     "RandomPoints",
     "Range",
+    "Repeated",
     "Representative",
     "Result",
     "Root",

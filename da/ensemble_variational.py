@@ -46,10 +46,11 @@ def _mean(state: State) -> State:
     return state.replace(data=state.data.mean(0, keepdim=True), members=state.members[:1])
 
 
-def _around(mean: State, members: State) -> State:
-    """The members, moved so that their mean is another; on land their own bits."""
+def _around(mean: State, members: State, weight: float = 1.0) -> State:
+    """The members, moved so that their mean is another, or part of the way there; on land their own bits."""
     wet = members.layout.mask.to(members.data.device)
-    return members.replace(data=torch.where(wet, members.data - members.data.mean(0) + mean.data, members.data))
+    shift = weight * (mean.data - members.data.mean(0))
+    return members.replace(data=torch.where(wet, members.data + shift, members.data))
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,23 @@ class _Covariance:
         static: root of B_c; None for the ensemble's covariance alone.
         share: β, of the static covariance, in [0, 1]; without `static` it is not used.
         minimiser: `LBFGS()` or `GaussNewton()`.
+        recentre: how far the members of a filter are moved from its own mean to the variational one, in [0, 1]; the two
+            estimates err differently, and between them there may be a better one (a hybrid gain, Penny 2014,
+            doi:10.1175/MWR-D-13-00131.1).
     """
 
     localisation: Root
     static: Root | None = None
     share: float = 0.2
     minimiser: Minimiser = field(default_factory=LBFGS)
+    recentre: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"{type(self).__name__}: wanted a share of the static covariance in [0, 1]: {self.share}")
+        if not 0 <= self.share <= 1 or not 0 <= self.recentre <= 1:
+            raise ValueError(
+                f"{type(self).__name__}: wanted a share of the static covariance and recentre in [0, 1], got "
+                f"{self.share} and {self.recentre}"
+            )
 
     def root(self, ensemble: State) -> Root:
         """Of B, whose control begins with that of the ensemble."""
@@ -86,7 +94,7 @@ class EnVar(_Covariance):
     """Four-dimensional ensemble-variational analysis without an adjoint (4DEnVar); at one time, 3DEnVar.
 
     Attributes:
-        localisation, static, share, minimiser: see above; observations within the window see the static part as if
+        localisation, static, share, minimiser, recentre: see above; observations within the window see the static part as if
             they were at the time of the analysis.
         filter: whose analysis gives the members' deviations from the mean, such as `LETKF(...)`.
     """
@@ -103,7 +111,7 @@ class EnVar(_Covariance):
         how = ThreeDVar(self.root(forecast), self.minimiser)
         problem = _Seen(how, forecast, observations, self.localisation, 1.0 if self.static is None else 1 - self.share)
         mean = problem.first(minimised(problem, self.minimiser).v)
-        return _around(mean, self.filter.analysis(forecast, observations))
+        return _around(mean, self.filter.analysis(forecast, observations), self.recentre)
 
 
 class _Seen(Snapshot):
@@ -164,11 +172,11 @@ class En4DVar(_Covariance):
     """4D-Var of the ensemble's mean, with the ensemble's covariance at the beginning of the window.
 
     Attributes:
-        localisation, static, share, minimiser: see above.
+        localisation, static, share, minimiser, recentre: see above.
         members: what gives their deviations from the analysed mean: a filter such as `LETKF(...)`, which sees the
             same observations at the end of the window; `FromHessian()`; or a `Noise`, with which every member is
             analysed by a 4D-Var of its own, with perturbed observations.
-        model_error, error_every, control_noise, growing, checkpoint: as in `FourDVar`.
+        model_error, error_every, control_noise, growing, checkpoint, memory: as in `FourDVar`.
     """
 
     members: Analysis | FromHessian | Noise = field(kw_only=True)
@@ -177,6 +185,7 @@ class En4DVar(_Covariance):
     control_noise: bool = False
     growing: tuple[float, ...] = (1.0,)
     checkpoint: str = "states"
+    memory: int = 4_000_000_000
 
     def window(
         self,
@@ -197,7 +206,7 @@ class En4DVar(_Covariance):
             return Smoothed(path)
         how = FourDVar(
             self.root(begin), self.minimiser, self.model_error, self.error_every, self.control_noise,
-            growing=self.growing, checkpoint=self.checkpoint,
+            growing=self.growing, checkpoint=self.checkpoint, memory=self.memory,
         )  # fmt: skip
         if isinstance(self.members, Noise):
             how = replace(how, perturb=self.members)
@@ -210,7 +219,8 @@ class En4DVar(_Covariance):
         else:
             found = how.window(*window)
             around = [*path[:-1], self._filtered(self.members, path, observations)]
-        states = [_around(mean, members) for mean, members in zip(found.states, around, strict=True)]
+        weights = [1.0] * steps + [1.0 if isinstance(self.members, FromHessian) else self.recentre]
+        states = [_around(*all_of) for all_of in zip(found.states, around, weights, strict=True)]
         every = {name: np.broadcast_to(value, (len(begin.members),)) for name, value in found.report.items()}
         return Smoothed(states, every)
 

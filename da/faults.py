@@ -44,6 +44,32 @@ class Spread(Wrapper):
 
 
 @dataclass(frozen=True)
+class Repeated(Wrapper):
+    """An instrument that looks again and again within the time before the analysis, each time at places of its own.
+
+    Attributes:
+        interval: from one look to the next; the last is at the time of the analysis.
+        window: the time between analyses, of which the beginning belongs to the one before.
+    """
+
+    interval: timedelta = timedelta(days=1)
+    window: timedelta = timedelta(days=5)
+
+    def __post_init__(self) -> None:
+        if not timedelta(0) < self.interval <= self.window:
+            raise ValueError(f"Repeated: wanted 0 < interval <= window, got {self.interval} and {self.window}")
+
+    def places(self, layout: Layout, time: cftime.datetime, noise: Noise) -> Observations:
+        """The places of all looks, with times."""
+        looks, back = [], timedelta(0)
+        while back < self.window:
+            one = super().places(layout, time - back, noise)
+            looks.append(one.replace(time=time, offset=one.offset - back.total_seconds()))
+            back += self.interval
+        return Observations.concat(looks[::-1])
+
+
+@dataclass(frozen=True)
 class Biased(Wrapper):
     """An instrument with a bias, which analyses are not told of.
 

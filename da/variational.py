@@ -29,6 +29,7 @@ from .minimise import LBFGS, Minimum
 from .observations import Observations
 from .posterior import Posterior, posterior_of
 from .window_cost import Problem, Snapshot, Trajectory
+from .window_memory import CHECKPOINTS, GradientCost, gradient_cost
 
 Minimiser = LBFGS | GaussNewton
 
@@ -48,7 +49,9 @@ class FourDVar:
         growing: the window is lengthened in steps, each of which begins with the minimum of that before (quasi-static,
             Pires et al. 1996, doi:10.3402/tellusa.v48i1.11634): fractions of it in ascending order, the last 1.
         checkpoint: what of a trajectory is kept for the adjoint: "all", "states" (one per step; each step is computed
-            twice), or "few" (one in about √steps; each step is computed three times).
+            twice), "few" (one in about √steps; each step is computed three times), or "auto" for the fastest of them
+            that fits into `memory`.
+        memory: bytes for the gradient of a window, with "auto"; beside what the model itself works in.
     """
 
     root: Root
@@ -60,12 +63,13 @@ class FourDVar:
     transforms: Mapping[str, Transform] | None = field(default=None, hash=False)
     growing: tuple[float, ...] = (1.0,)
     checkpoint: str = "states"
+    memory: int = 4_000_000_000
 
     def __post_init__(self) -> None:
-        if self.checkpoint not in ("all", "states", "few") or self.error_every < 1:
+        if self.checkpoint not in (*CHECKPOINTS, "auto") or self.error_every < 1 or self.memory < 1:
             raise ValueError(
-                f'FourDVar: wanted checkpoint "all", "states" or "few" and error_every >= 1, got {self.checkpoint!r} '
-                f"and {self.error_every}"
+                f'FourDVar: wanted checkpoint "all", "states", "few" or "auto", error_every >= 1 and memory > 0, got '
+                f"{self.checkpoint!r}, {self.error_every} and {self.memory}"
             )
         if list(self.growing) != sorted(self.growing) or not self.growing or self.growing[-1] != 1.0:
             raise ValueError(f"FourDVar: wanted ascending fractions of the window that end with 1, got {self.growing}")
@@ -100,6 +104,18 @@ class FourDVar:
             return Smoothed(problem.states(problem.start()))
         found = minimised(problem, self.minimiser, self.growing)
         return Smoothed(problem.states(found.v), report_of(problem, found))
+
+    def cost(
+        self,
+        emulator: Emulator,
+        begin: State,
+        forcing: Forcing | None,
+        noise: Draws | None,
+        observations: Observations,
+        steps: int,
+    ) -> GradientCost:
+        """What one gradient costs, in forward runs of the window and in bytes; print it. Args as of `window`."""
+        return gradient_cost(Trajectory(self, emulator, begin, forcing, noise, observations, steps))
 
     def posterior(
         self,

@@ -24,6 +24,7 @@ from .correlation import whitening
 from .observations import ObservationError, Observations
 from .operators import newest, operator_for
 from .window import Window
+from .window_memory import chosen
 
 
 class VariationalError(ValueError):
@@ -181,6 +182,8 @@ class WindowSettings(Settings, Protocol):
     def control_noise(self) -> bool: ...  # noqa: D102
     @property
     def checkpoint(self) -> str: ...  # noqa: D102
+    @property
+    def memory(self) -> int: ...  # noqa: D102
 
 
 class Trajectory(Problem):
@@ -215,6 +218,7 @@ class Trajectory(Problem):
         self._at_end = operator_for(begin.layout, observations.select(self.window.end))
         self._order = np.argsort(np.concatenate([*self.window.rows, self.window.end]))
         self._drawn: list[dict[str, Tensor]] = self._draws() if how.control_noise else []
+        self.checkpoint = chosen(self, how.memory) if how.checkpoint == "auto" else how.checkpoint
 
     # --- the control vector --------------------------------------------------------------------------
 
@@ -281,7 +285,8 @@ class Trajectory(Problem):
             after = after.replace(data=after.data + error.apply(v[:, at : at + error.size]).to(after.data.dtype))
         return after
 
-    def _stepped(self, v: Tensor, data: Tensor, k: int) -> Tensor:
+    def stepped(self, v: Tensor, data: Tensor, k: int) -> Tensor:
+        """The state after step k, from and to (member, channel, y, x)."""
         return self._step(v, self.background.replace(data=data, time=self.dates[k]), k).data
 
     def _piece(self, v: Tensor, data: Tensor, first: int, last: int, keep: bool) -> tuple[Tensor, ...]:
@@ -291,7 +296,7 @@ class Trajectory(Problem):
             if keep or last == first + 1:
                 after = self._step(v, state, k)
             else:
-                data = checkpoint(self._stepped, v, state.data, k, use_reentrant=False)
+                data = checkpoint(self.stepped, v, state.data, k, use_reentrant=False)
                 after = state.replace(data=data, time=self.dates[k + 1])
             between = self.window.seen(k, state, after)
             seen += [] if between is None else [between]
@@ -300,8 +305,8 @@ class Trajectory(Problem):
 
     def equivalents(self, v: Tensor, keep: bool = False) -> Tensor:
         """What would be observed, (member, observation) float64; whether to keep all that the adjoint needs."""
-        length = max(1, math.isqrt(self.steps)) if self.how.checkpoint == "few" else 1
-        keep = keep or self.how.checkpoint == "all" or not torch.is_grad_enabled()
+        length = max(1, math.isqrt(self.steps)) if self.checkpoint == "few" else 1
+        keep = keep or self.checkpoint == "all" or not torch.is_grad_enabled()
         data, seen = self.first(v).data, list[Tensor]()
         for first in range(0, self.steps, length):
             last = min(first + length, self.steps)

@@ -161,7 +161,7 @@ def test_what_cannot_be():
         EnVar(EVERYWHERE, filter=ETKF()).analysis(one, end)
     with pytest.raises(ObservationError, match="En4DVar needs at least two members"):
         after(En4DVar(EVERYWHERE, members=ETKF()), model, one, given)
-    with pytest.raises(ValueError, match=r"share of the static covariance in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"share of the static covariance and recentre"):
         EnVar(EVERYWHERE, root, 1.2, filter=ETKF())
     with pytest.raises(LayoutError):
         EnVar(Dense(torch.ones(40, 1), Lorenz96().layout), filter=ETKF()).analysis(ensemble(), end)

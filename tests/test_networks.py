@@ -16,6 +16,7 @@ from polynya.da import (
     Observations,
     Profiles,
     RandomPoints,
+    Repeated,
     SurfaceField,
     great_circle,
     observe,
@@ -165,6 +166,19 @@ def test_times_are_spread_over_the_window_and_shared_by_groups():
         assert all(len(t) == 1 for t in times.values()) and len(times) > 20
 
 
+def test_an_instrument_looks_again_and_again_within_the_window():
+    looks = Repeated(POINTS, 2 * DAY, 6 * DAY).places(LAYOUT, START, Noise(1))
+    assert np.array_equal(np.unique(looks.offset), [-4 * 86400, -2 * 86400, 0]) and len(looks) == 3 * 400
+    for back in (0, 2, 4):
+        one = looks.select(looks.offset == -back * 86400)
+        alone = POINTS.places(LAYOUT, START - back * DAY, Noise(1))
+        assert np.array_equal(one.lat, alone.lat) and np.array_equal(one.lon, alone.lon)
+    seen = next(observe([truth_at(k) for k in range(7)], Repeated(POINTS, 2 * DAY, 6 * DAY), Noise(1), every=6))
+    np.testing.assert_allclose(seen.value, exact(truth_at(0), seen), atol=6 * POINTS.error)
+    both = Repeated(Spread(POINTS, DAY), 2 * DAY, 6 * DAY).places(LAYOUT, START, Noise(1))
+    assert both.offset.min() > -5 * 86400 and (np.abs(both.offset % -(2 * 86400)) <= 86400).all()
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_truth_that_is_linear_in_time_is_seen_exactly_between_its_states(every):
     states = [truth_at(k, slope=0.1) for k in range(7)]
@@ -277,6 +291,7 @@ def test_wrong_settings_are_named():
         (lambda: Floats(3, {"zos": 0.1}, range=-1.0), "Floats: wanted range >= 0"),
         (lambda: Buoys(3, {"zos": 0.1}, memory=timedelta(0)), "Buoys: .* memory > 0"),
         (lambda: Spread(POINTS, timedelta(0)), "window > 0"),
+        (lambda: Repeated(POINTS, 2 * DAY, DAY), "0 < interval <= window"),
         (lambda: Faulty(POINTS, 1.5), "0 <= fraction <= 1"),
         (lambda: unresolved(truth_at(0), 1), "width of 2 cells"),
         (lambda: unresolved([], 2), "got none"),

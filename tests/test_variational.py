@@ -19,6 +19,7 @@ from polynya.da import (
     Observations,
     RandomPoints,
     ThreeDVar,
+    Uncorrelated,
     VariationalError,
     assimilate,
     cycle,
@@ -85,6 +86,28 @@ def test_gradients_are_those_of_finite_differences_whatever_is_kept(kept):
     assert torch.allclose(same, gradient, rtol=1e-12)
     w = torch.randn(1, 40, generator=g, dtype=torch.float64)
     assert float((product(u) * w).sum()) == pytest.approx(float((product(w) * u).sum()), rel=1e-10)
+
+
+def test_what_is_kept_fits_into_the_memory_that_is_given():
+    model, layout = Lorenz96(), Lorenz96().layout
+    background = State(8 + torch.zeros(2, 1, 1, 40, dtype=torch.float64), DAY, layout, (0, 1))
+    table = {"variable": "zos", "lat": 0.0, "lon": 9.0, "value": 3.0, "error": 0.5}
+    given = Observations.from_table(DAY + timedelta(days=25), table)
+    how, window = FourDVar(Uncorrelated(layout, 0.3)), (model, background, None, None, given, 25)
+    cost = how.cost(*window)
+    state = background.data.numel() * 8
+    assert cost.bytes["all"] > cost.bytes["states"] > cost.bytes["few"] > 10 * state
+    assert cost.bytes["states"] - cost.bytes["few"] == 15 * state
+    assert 1 < cost.ratio < 50 and "forward runs of the window" in str(cost) and cost.checkpoint == "states"
+    alike = set()
+    for kept, limit in cost.bytes.items():
+        bounded = replace(how, checkpoint="auto", memory=limit)
+        problem = Trajectory(bounded, *window)
+        assert problem.checkpoint == kept
+        alike.add(float(problem.cost(problem.start())[1].sum()))
+    assert len(alike) == 1
+    with pytest.raises(ValueError, match=r"needs at least .* bytes, got memory=1\.00e\+02"):
+        replace(how, checkpoint="auto", memory=100).window(*window)
 
 
 def test_a_perfect_twin_costs_nothing_and_windows_cycle():
