@@ -35,7 +35,8 @@ from .ensemble_roots import LocalisedEnsemble
 from .minimise import LBFGS
 from .observations import ObservationError, Observations
 from .operators import operator_for
-from .variational import FourDVar, Minimiser, ThreeDVar, minimised, report_of
+from .solving import Minimiser, minimised, report_of
+from .variational import FourDVar, ThreeDVar
 from .window import Window
 from .window_cost import Snapshot
 
@@ -94,8 +95,8 @@ class EnVar(_Covariance):
     """Four-dimensional ensemble-variational analysis without an adjoint (4DEnVar); at one time, 3DEnVar.
 
     Attributes:
-        localisation, static, share, minimiser, recentre: see above; observations within the window see the static part as if
-            they were at the time of the analysis.
+        localisation, static, share, minimiser, recentre: see above; observations within the window see the static part
+            as if they were at the time of the analysis.
         filter: whose analysis gives the members' deviations from the mean, such as `LETKF(...)`.
     """
 

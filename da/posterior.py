@@ -25,7 +25,8 @@ from torch import Tensor
 from ..emulators import Draws, Layout, State
 from .background import Root
 from .minimise import Minimum
-from .window_cost import Problem, Trajectory
+from .window_cost import Problem
+from .window_trajectory import Trajectory
 
 __all__ = ["Posterior", "PosteriorRoot", "ritz_pairs"]
 

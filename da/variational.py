@@ -8,7 +8,8 @@ which is standard normal already. Every member of the background is a problem of
 batch: with perturbed observations they are an ensemble of 4D-Vars (Isaksen et al. 2010). There is no learning rate;
 see `minimise.py`. The cost is float64, the model runs in the dtype of the background.
 
-`Problem` (`window_cost.py`) is the cost function; here is what `cycle` and users call.
+`Problem` (`window_cost.py`) is the cost function, `Trajectory` (`window_trajectory.py`) that of a window, `minimised`
+(`solving.py`) finds its minimum; here is what `cycle` and users call.
 """
 
 from __future__ import annotations
@@ -16,22 +17,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from ..emulators import Draws, Emulator, Forcing, State
-from .background import Root
+from .background import Root, Uncorrelated
 from .bounded import Transform
 from .cycle import Smoothed
-from .gauss_newton import GaussNewton
-from .minimise import LBFGS, Minimum
+from .minimise import LBFGS
 from .observations import Observations
 from .posterior import Posterior, posterior_of
-from .window_cost import Problem, Snapshot, Trajectory
+from .solving import Minimiser, minimised, report_of
+from .window_cost import Problem, Snapshot
 from .window_memory import CHECKPOINTS, GradientCost, gradient_cost
-
-Minimiser = LBFGS | GaussNewton
+from .window_trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,12 @@ class FourDVar:
         checkpoint: what of a trajectory is kept for the adjoint: "all", "states" (one per step; each step is computed
             twice), "few" (one in about √steps; each step is computed three times), or "auto" for the fastest of them
             that fits into `memory`.
+        tendencies: J_c, how much the increment of a variable may change in a step: standard deviations by name, root
+            mean square over the wet points; None for no such penalty.
+        bounds: (lower, upper) by variable that x_0 is kept between, with an `Uncorrelated` root and `LBFGS`; for other
+            roots there are `transforms`.
+        starts: first guesses of each problem, the background and others drawn from its covariance; the lowest minimum
+            counts, where J has several.
         memory: bytes for the gradient of a window, with "auto"; beside what the model itself works in.
     """
 
@@ -64,12 +66,25 @@ class FourDVar:
     growing: tuple[float, ...] = (1.0,)
     checkpoint: str = "states"
     memory: int = 4_000_000_000
+    tendencies: Mapping[str, float] | None = field(default=None, hash=False)
+    bounds: Mapping[str, tuple[float, float]] | None = field(default=None, hash=False)
+    starts: int = 1
 
     def __post_init__(self) -> None:
         if self.checkpoint not in (*CHECKPOINTS, "auto") or self.error_every < 1 or self.memory < 1:
             raise ValueError(
                 f'FourDVar: wanted checkpoint "all", "states", "few" or "auto", error_every >= 1 and memory > 0, got '
                 f"{self.checkpoint!r}, {self.error_every} and {self.memory}"
+            )
+        if self.starts < 1 or not all(v > 0 for v in (self.tendencies or {}).values()):
+            raise ValueError(
+                f"FourDVar: wanted starts >= 1 and standard deviations of tendencies > 0, got {self.starts} and "
+                f"{self.tendencies}"
+            )
+        if self.bounds and not (isinstance(self.root, Uncorrelated) and isinstance(self.minimiser, LBFGS)):
+            raise ValueError(
+                "FourDVar: bounds belong to an Uncorrelated root and LBFGS, whose control is the state itself; keep "
+                "others within them by transforms"
             )
         if list(self.growing) != sorted(self.growing) or not self.growing or self.growing[-1] != 1.0:
             raise ValueError(f"FourDVar: wanted ascending fractions of the window that end with 1, got {self.growing}")
@@ -102,7 +117,7 @@ class FourDVar:
         problem = Trajectory(self, emulator, begin, forcing, noise, observations, steps)
         if not len(observations):
             return Smoothed(problem.states(problem.start()))
-        found = minimised(problem, self.minimiser, self.growing)
+        found = minimised(problem, self.minimiser, self.growing, self.starts, self.bounds)
         return Smoothed(problem.states(found.v), report_of(problem, found))
 
     def cost(
@@ -141,7 +156,9 @@ class FourDVar:
             return Trajectory(self, emulator, background, forcing, noise, observations, steps)
 
         problem = again(begin)
-        return posterior_of(problem, minimised(problem, self.minimiser, self.growing), pairs, again)
+        return posterior_of(
+            problem, minimised(problem, self.minimiser, self.growing, self.starts, self.bounds), pairs, again
+        )
 
 
 @dataclass(frozen=True)
@@ -178,36 +195,3 @@ class ThreeDVar:
 
         problem = again(forecast)
         return posterior_of(problem, minimised(problem, self.minimiser), pairs, again)
-
-
-def minimised(problem: Problem, minimiser: Minimiser, growing: tuple[float, ...] = (1.0,)) -> Minimum:
-    """The minimum of J, begun from the background, in a window that grows.
-
-    Raises VariationalError without a finite gradient at the background.
-    """
-    v = problem.start()
-    problem.require_gradient(v)
-    for part in growing:
-        within = problem.until(part)
-        if isinstance(minimiser, LBFGS):
-            found = minimiser.minimise(within.cost, v)
-        else:
-            found = minimiser.minimise(within.linearised, v)
-        v = found.v
-    return found
-
-
-def report_of(problem: Problem, found: Minimum) -> dict[str, np.ndarray]:
-    """What `FourDVar.window` reports, (member,) each."""
-    begin, end = (problem.parts(v) for v in (problem.start(), found.v))
-    counts = {"iterations": found.iterations, "converged": found.converged.int()}
-    counts["evaluations"] = torch.full_like(found.iterations, found.evaluations)
-    numbers: dict[str, Tensor] = {
-        "cost_first": begin[0] + begin[1],
-        "cost": end[0] + end[1],
-        "cost_background": end[0],
-        "cost_observations": end[1],
-        "gradient": found.gradient / found.start.clamp(min=1e-300),
-        **counts,
-    }
-    return {name: value.detach().cpu().numpy() for name, value in numbers.items()}

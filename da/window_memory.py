@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .window_cost import Trajectory
+    from .window_trajectory import Trajectory
 
 __all__ = ["CHECKPOINTS", "GradientCost", "gradient_cost"]
 

@@ -7,12 +7,26 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
-from linear_windows import DAY, EXACT, LAYOUT, STEPS, Dense, N, linear, observations, smoother, state
+from linear_windows import (
+    DAY,
+    EXACT,
+    LAYOUT,
+    STEPS,
+    Dense,
+    N,
+    linear,
+    observation_matrix,
+    observations,
+    smoother,
+    state,
+)
 from toys import Lorenz96, Matrix, row_layout
 
 from polynya.da import (
     LBFGS,
+    Derived,
     FourDVar,
     Logit,
     ObservationError,
@@ -26,7 +40,7 @@ from polynya.da import (
     observe,
     operator_for,
 )
-from polynya.da.window_cost import Trajectory
+from polynya.da.window_trajectory import Trajectory
 from polynya.emulators import Layout, LayoutError, Noise, State
 
 torch.set_num_threads(1)
@@ -182,6 +196,63 @@ def test_bounded_variables_stay_within_their_bounds():
     assert ((found - torch.tensor(given.value)).abs() < 0.1).all()
 
 
+def test_minimisation_within_bounds_is_scipys():
+    layout = row_layout(N, "siconc")
+    model, _, _ = linear(7)
+    model = replace(model, layout=layout)
+    background = State(torch.linspace(0, 1, N, dtype=torch.float64).reshape(1, 1, 1, N), DAY, layout, (0,))
+    given, site = observations(7)
+    given = given.replace(variable=np.full(len(given), "siconc"))
+    how = FourDVar(Uncorrelated(layout, 0.5), EXACT["lbfgs"], bounds={"siconc": (0.0, 1.0)})
+    found = how.window(model, background, None, None, given, STEPS).states[0].data.flatten().numpy()
+    H, x = observation_matrix(model, site, weak=False), background.data.flatten().numpy()
+
+    def cost(z):
+        d, r = (z - x) / 0.5, (given.value - H @ z) / 0.3
+        return (d @ d + r @ r) / 2, d / 0.5 - H.T @ r / 0.3
+
+    exact = scipy.optimize.minimize(cost, x, jac=True, method="L-BFGS-B", bounds=[(0, 1)] * N, tol=1e-14)
+    assert np.allclose(found, exact.x, atol=1e-6) and 0 < ((found == 0) | (found == 1)).sum() < N
+
+
+def test_a_penalty_of_tendencies_is_one_more_term_of_a_linear_problem():
+    model, root, _ = linear(8)
+    given, site = observations(8)
+    x = np.linspace(-1, 1, N)
+    how = FourDVar(root, EXACT["newton"], tendencies={"zos": 0.2})
+    found = how.window(model, state(torch.tensor(x)), None, None, given, STEPS)
+    H, M, B = observation_matrix(model, site, weak=False), model.A.numpy(), (root.L @ root.L.mT).numpy()
+    change = [np.linalg.matrix_power(M, k + 1) - np.linalg.matrix_power(M, k) for k in range(STEPS)]
+    inverse = np.linalg.inv(B) + H.T @ H / 0.09 + sum(c.T @ c for c in change) / 0.04 / N
+    exact = np.linalg.solve(inverse, H.T @ (given.value - H @ x)) / 0.09
+    got = found.states[0].data.flatten().numpy() - x
+    assert np.allclose(got, exact, atol=1e-8)
+    assert found.report["cost_tendencies"][0] == pytest.approx(sum((c @ got) @ (c @ got) for c in change) / 0.08 / N)
+    free = FourDVar(root, EXACT["newton"]).window(model, state(torch.tensor(x)), None, None, given, STEPS)
+    assert "cost_tendencies" not in free.report
+    for kept in ("all", "few"):
+        other = replace(how, checkpoint=kept).window(model, state(torch.tensor(x)), None, None, given, STEPS)
+        assert torch.equal(other.states[0].data, found.states[0].data)
+
+
+def test_of_several_first_guesses_the_lowest_minimum_counts():
+    """Observations of x² have two minima; the background is nearer to the wrong one."""
+    layout = row_layout(1)
+    still = Matrix(torch.eye(1, dtype=torch.float64), layout)
+    square = Derived("square", ("zos",), lambda x: x**2)
+    table = {"variable": "square", "lat": 0.0, "lon": 0.0, "value": 4.0, "error": 0.1}
+    given = Observations.from_table(DAY + timedelta(days=5), table, derived=(square,))
+    near = {"variable": "zos", "lat": 0.0, "lon": 0.0, "value": 0.5, "error": 1.0}
+    given = Observations.concat([given, Observations.from_table(given.time, near)])
+    background = State(torch.full((1, 1, 1, 1), -0.3, dtype=torch.float64), DAY, layout, (0,))
+    one, many = (
+        FourDVar(Uncorrelated(layout, 2.0), LBFGS(1e-8), starts=n).window(still, background, None, None, given, 1)
+        for n in (1, 6)
+    )
+    assert float(one.states[0].data) < 0 < float(many.states[0].data)
+    assert many.report["cost"] < one.report["cost"] and many.report["evaluations"] > one.report["evaluations"]
+
+
 def test_a_growing_window_ends_at_the_same_minimum():
     model, root, _ = linear(6)
     given, _ = observations(6)
@@ -212,7 +283,9 @@ def test_what_cannot_be():
             data = x.data.detach() * 1.0 if self.how == "detach" else torch.sqrt(x.data * 0)
             return x.replace(data=data, time=x.time + self.dt)
 
-    with pytest.raises(VariationalError, match="the gradient is cut: Broken"):
+    with pytest.raises(
+        VariationalError, match="the gradient is cut; in step 1 by Tensor.detach at test_variational.py.*Broken"
+    ):
         how.window(Broken(), background, None, None, given, STEPS)
     with pytest.raises(VariationalError, match="not finite at step"):
         how.window(Broken(how="root"), background, None, None, given, STEPS)
@@ -224,9 +297,17 @@ def test_what_cannot_be():
         how.window(model, background, None, None, given.replace(offset=given.offset - 86400 * 11), STEPS)
     with pytest.raises(ValueError, match="whole windows"):
         next(cycle(model, background, None, [given], how, increments=1))
-    for wrong in (lambda: FourDVar(root, checkpoint="some"), lambda: FourDVar(root, growing=(1.0, 0.5))):
-        with pytest.raises(ValueError, match="wanted"):
-            wrong()
+    for settings, message in (
+        ({"checkpoint": "some"}, "wanted checkpoint"),
+        ({"growing": (1.0, 0.5)}, "ascending fractions"),
+        ({"starts": 0}, "starts >= 1"),
+        ({"tendencies": {"zos": 0.0}}, "tendencies > 0"),
+        ({"bounds": {"zos": (0.0, 1.0)}}, "belong to an Uncorrelated root and LBFGS"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FourDVar(root, **settings)
+    with pytest.raises(KeyError, match="thetao"):
+        FourDVar(root, tendencies={"thetao": 1.0}).window(model, background, None, None, given, STEPS)
 
 
 def test_what_is_reported_is_stored_and_cycles_without_observations_have_none(tmp_path):
