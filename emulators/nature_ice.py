@@ -145,6 +145,8 @@ class NatureIce:
         """The ice twelve hours later."""
         forcing = check_inputs(self, state, forcing)
         assert forcing is not None
+        # Differences reach onto land; what stands there is no business of theirs, nor of their adjoint.
+        state = state.replace(data=torch.where(self.layout.mask.to(state.data.device), state.data, 0.0))
         p, sea = self.parameters, _Sea.of(self, state.data)
         h, area, damage = state.data[:, 0], state.data[:, 1], state.data[:, 2]
         velocity, stress = state.data[:, 5:7], state.data[:, 7:10]

@@ -160,6 +160,8 @@ class NatureOcean:
         assert forcing is not None
         mesh, inverse = self._prepare(state.data.dtype, state.data.device)
         n, (ny, nx) = self.grid.sizes["lev"], state.data.shape[-2:]
+        # Differences reach onto land; what stands there is no business of theirs, nor of their adjoint.
+        state = state.replace(data=torch.where(self.layout.mask.to(state.data.device), state.data, 0.0))
         prognostic, eta = state.data[:, : 4 * n].view(-1, 4, n, ny, nx), state["zos"][:, 0]
         tracers, velocity = prognostic[:, :2], prognostic[:, 2:]
         flux, heat = forcing.data.to(state.data), torch.zeros_like(eta)

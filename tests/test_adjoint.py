@@ -19,7 +19,18 @@ from torch import Tensor
 from polynya.da import ObservationOperator, Observations, operator_for
 from polynya.da.adjoint import AdjointError, AdjointReport, check_adjoint
 from polynya.da.background import Uncorrelated
-from polynya.emulators import Draws, KuramotoSivashinsky, Layout, Lorenz63, Lorenz96, Noise, QuasiGeostrophic, State
+from polynya.emulators import (
+    Draws,
+    KuramotoSivashinsky,
+    Layout,
+    Lorenz63,
+    Lorenz96,
+    Noise,
+    QuasiGeostrophic,
+    Source,
+    State,
+    samples,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
@@ -81,9 +92,19 @@ def test_the_nature_run_has_kinks_and_a_right_gradient(name: str) -> None:
         forcing(state),
         smooth=False,
         may_ignore=("hfds",),
-        land=False,
     )
     assert report.passed and report.kind == "kinked", str(report)
+    assert report.dot_product < 1e-13
+
+
+def test_the_nature_run_of_sea_ice_has_kinks_and_a_right_gradient() -> None:
+    ice = samples.nature("arctic")
+    hour = timedelta(seconds=ice.parameters.time_step)
+    short = replace(ice, interval=hour, parameters=replace(ice.parameters, substeps=6))
+    state = Source.open(samples.sample("arctic"), ice.layout).state()
+    forcing = short.forcing(Noise(1)).at(state.time, state.members)
+    report = check_adjoint(short, state, forcing, smooth=False, may_ignore=("huss", "siu", "siv"))
+    assert report.passed and report.kind == "kinked" and report.land == 0, str(report)
     assert report.dot_product < 1e-13
 
 
