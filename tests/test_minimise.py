@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,9 @@ from scipy import optimize
 
 from polynya.da import LBFGS, GaussNewton
 from polynya.da.gauss_newton import truncated_cg
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import minimisers
 
 torch.set_num_threads(1)
 
@@ -172,3 +178,15 @@ def test_settings_that_make_no_sense():
     for wrong in (lambda: LBFGS(tolerance=1.0), lambda: LBFGS(memory=0), lambda: GaussNewton(inner=0)):
         with pytest.raises(ValueError, match="wanted"):
             wrong()
+
+
+def test_quasi_linear_windows_take_some_thirty_forward_runs_and_adam_many_more():
+    """The first part of the table of `benchmarks/minimisers.py`; a gradient counts as three forward runs."""
+    cases = minimisers.made(16, 8, 0.02)
+    ours, plain = minimisers.quasi_newton(cases), minimisers.adam(cases, 0.1, 100)
+    lowest = ours[0][1][-1]
+    near, adam = (minimisers.prices(curves, 1.01 * lowest) for curves in (ours, plain))
+    assert np.median(near) <= 30 and near.max() <= 36
+    assert np.median(adam) > 3 * np.median(near)
+    scipys = np.concatenate([J[-1] for _, J in minimisers.scipys(minimisers.made(2, 8, 0.02))])
+    assert np.allclose(lowest[:2], scipys, rtol=1e-6)
