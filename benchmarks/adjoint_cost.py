@@ -22,7 +22,7 @@ import torch
 from machine import processor
 
 from polynya.da import FourDVar, Observations, Uncorrelated
-from polynya.da.window_cost import Trajectory
+from polynya.da.window_trajectory import Trajectory
 from polynya.emulators import samples
 from polynya.emulators.lorenz import Lorenz96
 from polynya.emulators.noise import Noise

@@ -13,6 +13,7 @@ are there already are gone on with; `--record` writes `benchmarks/results/ice_wi
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,23 +44,34 @@ def experiment(kind: str, folder: Path, windows: int) -> Twin:
         RandomPoints("sithick", error=0.1, count=int(layout.mask[0].sum()) // 4),
         timedelta(days=2), timedelta(days=DAYS),
     )  # fmt: skip
-    root = DiffusedRoot(layout, STD, 6e4, normalisation="local")
-    method = FourDVar(root, LBFGS(3e-2, evaluations=25), transforms={"sithick": Above(0.0), "siconc": Logit()})
+    root = DiffusedRoot(layout, STD, 3e4, normalisation="local")
+    strong = FourDVar(root, LBFGS(3e-2, evaluations=25), transforms={"sithick": Above(0.0), "siconc": Logit()})
+    error = DiffusedRoot(layout, {"sithick": 0.03}, 3e4, normalisation="local")
+    methods = {"4D-Var": strong}
+    if kind == "deterministic":
+        methods["weak constraint"] = replace(strong, model_error=error, error_every=4)
     return twin(
-        ice, truth, emulator, other.replace(time=truth.time), network, {"4D-Var": method}, cycles=windows, every=STEPS,
+        ice, truth, emulator, other.replace(time=truth.time), network, methods, cycles=windows, every=STEPS,
         store=folder / kind, forcing=ice.forcing(Noise(11)), noise=Noise(3), resume=True, progress=True,
     )  # fmt: skip
 
 
+def methods_of(runs: dict[str, Twin]) -> list[tuple[str, str, Twin]]:
+    """All methods of all emulators but the free runs."""
+    return [(kind, name, done) for kind, done in runs.items() for name in done.runs if name != "free run"]
+
+
 def table(runs: dict[str, Twin]) -> list[str]:
     """Errors at the ends of the windows, root mean squares over windows, as Markdown."""
-    lines = ["| emulator | variable | unit | free run | background | analysis | analysis / free |", "|---" * 7 + "|"]
-    for kind, done in runs.items():
-        free, ours = (done.runs[name].cycles.error.compute() for name in ("free run", "4D-Var"))
-        for k, (name, unit) in enumerate(zip(free.variable.values, free.units.values, strict=True)):
+    lines = ["| emulator, method | variable | unit | free run | background | analysis | analysis / free |"]
+    lines += ["|---" * 7 + "|"]
+    for kind, method, done in methods_of(runs):
+        free, ours = (done.runs[name].cycles.error.compute() for name in ("free run", method))
+        for k, name in enumerate(map(str, free["variable"].values)):
+            unit = done.runs["4D-Var"].analysis[name].attrs["units"]
             both = [free.sel(state="analysis"), ours.sel(state="background"), ours.sel(state="analysis")]
             a, b, c = (float(np.sqrt((e.isel(channel=k) ** 2).mean())) for e in both)
-            lines.append(f"| {kind} | {name} | {unit} | {a:.4f} | {b:.4f} | {c:.4f} | {c / a:.2f} |")
+            lines.append(f"| {kind}, {method} | {name} | {unit} | {a:.4f} | {b:.4f} | {c:.4f} | {c / a:.2f} |")
     return lines
 
 
@@ -69,7 +81,8 @@ def picture(runs: dict[str, Twin], path: Path) -> None:
     for row, (kind, done) in zip(axes, runs.items(), strict=False):
         truth = done.truth.sithick.isel(member=0).sel(time=done.runs["4D-Var"].analysis.time[-1]).compute()
         fields = {"truth": truth}
-        fields |= {n: r.analysis.sithick.isel(member=0, time=-1).compute() for n, r in done.runs.items()}
+        shown = list(done.runs.items())[:2]
+        fields |= {n: r.analysis.sithick.isel(member=0, time=-1).compute() for n, r in shown}
         for ax, (name, field) in zip(row, fields.items(), strict=True):
             image = ax.pcolormesh(field.where(truth.notnull()), vmin=0, vmax=4, cmap="viridis")
             ax.set_title(f"{kind}: {name}", loc="left", fontsize=9)
@@ -78,9 +91,9 @@ def picture(runs: dict[str, Twin], path: Path) -> None:
     names = ("sithick", "siconc", "siu")
     for ax, name in zip(axes[-1], names, strict=True):
         for c, (kind, done) in enumerate(runs.items()):
-            for style, run in (("--", "free run"), ("-", "4D-Var")):
+            for style, run in zip(("--", "-", ":"), done.runs, strict=False):
                 error = done.runs[run].cycles.error.compute().sel(state="analysis")
-                one = error.isel(channel=int(np.flatnonzero(error.variable.values == name)[0]))
+                one = error.isel(channel=int(np.flatnonzero(error["variable"].values == name)[0]))
                 ax.plot(DAYS * (1 + np.arange(one.size)), one, style, color=f"C{c}", label=f"{kind}, {run}")
         ax.set_ylim(bottom=0)
         ax.set_xlabel("days")
@@ -99,10 +112,10 @@ def main() -> None:
     asked = parser.parse_args()
     runs = {kind: experiment(kind, asked.out, asked.windows) for kind in asked.emulators}
     lines = table(runs)
-    for kind, done in runs.items():
-        found = done.runs["4D-Var"].cycles.compute()
+    for kind, method, done in methods_of(runs):
+        found = done.runs[method].cycles.compute()
         count, first, last = (found[n].values.ravel().round().tolist() for n in ("evaluations", "cost_first", "cost"))
-        lines += ["", f"{kind}: evaluations per window {count}, J from {first} to {last}."]
+        lines += ["", f"{kind}, {method}: evaluations per window {count}, J from {first} to {last}."]
     print("\n".join(lines))
     picture(runs, asked.out / "ice_window.png")
     if asked.record:

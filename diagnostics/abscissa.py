@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from . import style
+from .dates import date_words
 from .heat import elapsed_seconds
 
 _Array = np.ndarray[Any, Any]
@@ -57,13 +58,7 @@ def _since_first(coordinates: Mapping[str, xr.DataArray], calendar: str) -> tupl
     if max(days.max() for days in since.values()) > 2 * year:
         unit = "years"
         since = {name: days / year for name, days in since.items()}
-    return since, f"time [{unit} since {_date(origin)}]"
-
-
-def _date(moment: Any) -> str:
-    if isinstance(moment, np.datetime64):
-        return str(moment.astype("datetime64[D]"))
-    return f"{moment.year:04d}-{moment.month:02d}-{moment.day:02d}"
+    return since, f"time [{unit} since {date_words(origin)}]"
 
 
 def _words(coordinate: xr.DataArray) -> str:

@@ -26,6 +26,7 @@ def curve_panels(
     title: str,
     columns: int = 3,
     from_zero: bool = False,
+    zero_line: bool = False,
     spread: str | None = "range",
     member_dim: str = "member",
     colors: Mapping[str, str] | None = None,
@@ -34,9 +35,9 @@ def curve_panels(
 
     `panels`, {heading: {legend: (member, x) or (x)}}, in memory or lazy, each panel in one unit, which is added to its
     heading; x is `lead`, `time` or any other dimension as in `series`, or `wavenumber` (m-1), drawn on logarithmic
-    axes without its ring 0. A legend's colour is the same in all panels; `from_zero` begins every vertical axis at 0;
-    `spread`, `member_dim` and `colors` as in `series`. Raises ValueError for an empty title, no panels or lines, other
-    dimensions, or units that differ within a panel.
+    axes without its ring 0. A legend's colour is the same in all panels; `from_zero` begins every vertical axis at 0,
+    `zero_line` marks 0; `spread`, `member_dim` and `colors` as in `series`. Raises ValueError for an empty title, no
+    panels or lines, other dimensions, or units that differ within a panel.
     """
     if not panels:
         raise ValueError("there is nothing to draw: give at least one panel, {heading: {legend: DataArray}}")
@@ -48,6 +49,8 @@ def curve_panels(
     places = fig.subplots(rows, columns, squeeze=False).ravel()
     for k, (heading, lines) in enumerate(panels.items()):
         _panel(style.dress(places[k]), heading, lines, spread, member_dim, {n: chosen[n] for n in lines})
+        if zero_line:
+            places[k].axhline(0, color=style.QUIET, linewidth=1)
         if from_zero:
             places[k].set_ylim(0, 1.05 * places[k].dataLim.ymax)
         if k + columns < len(panels):

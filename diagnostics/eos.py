@@ -12,7 +12,9 @@ Where the atlas has no value (land, south of 86 S, idealised continents) the slo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import gsw
@@ -59,6 +61,21 @@ def salinity_slope(depth: _Array, lat: _Array, lon: _Array) -> _Array:
     return np.where(np.isfinite(slope), slope, REFERENCE_SLOPE)
 
 
+@lru_cache(maxsize=6)
+def _computed(function: Callable[..., _Array], shapes: tuple[tuple[int, ...], ...], *data: bytes) -> _Array:
+    return function(*(np.frombuffer(d).reshape(s) for d, s in zip(data, shapes, strict=True)))
+
+
+def _remembered(function: Callable[..., _Array], *places: _Array) -> _Array:
+    """Return function(*places), kept for the next call.
+
+    A store read in pieces asks for the same places again and again, and reading the atlas takes 30 times as long as a
+    density.
+    """
+    arrays = [np.ascontiguousarray(x, dtype="f8") for x in places]
+    return _computed(function, tuple(x.shape for x in arrays), *(x.tobytes() for x in arrays))
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the cells are, as far as density depends on it: (lev, lat|y, lon|x), lazy for lazy fields."""
@@ -79,9 +96,9 @@ class Place:
             raise ValueError(f"{dim!r} must be depth in m, positive down, got {lev.values[:3]}…: change its sign")
         where = [matched(field, c) for c in (lev.astype("f8"), lat, lon)]
         return cls(
-            slope=_blockwise(salinity_slope, *where),
-            offset=_blockwise(salinity_offset, *where),
-            pressure=_blockwise(sea_pressure, *where[:2]),
+            slope=_blockwise(partial(_remembered, salinity_slope), *where),
+            offset=_blockwise(partial(_remembered, salinity_offset), *where),
+            pressure=_blockwise(partial(_remembered, sea_pressure), *where[:2]),
         )
 
     def density(self, theta: xr.DataArray, sp: xr.DataArray) -> xr.DataArray:

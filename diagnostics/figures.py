@@ -1,4 +1,4 @@
-"""Figures that say what to see: series, spectra, rank histograms, scores against lead time, scorecards, bars and maps.
+"""Figures that say what to see: series, fans, spectra, rank histograms, reliability, scores by lead, scorecards, maps.
 
 Functions from xarray objects, in memory or lazy, to a `matplotlib.figure.Figure`, drawn without pyplot and
 without a display; `fig.savefig(path)` or `Report.figure` turn it into a picture. Names and units come from
@@ -24,15 +24,18 @@ from .conventions import check_units
 from .curve_panels import curve_panels
 from .lines import abscissa_dim, draw_lines
 from .maps import map_rows, maps
+from .reliability import reliability
 from .scorecard_figures import scorecard_figure
 
 __all__ = [
     "bars",
     "curve_panels",
+    "fan",
     "lead_curves",
     "map_rows",
     "maps",
     "rank_bars",
+    "reliability",
     "scorecard_figure",
     "series",
     "spectra",
@@ -55,7 +58,7 @@ def series(
 
     `lines`, {legend: (member, time) or (time)}, in memory or lazy, in one unit; time in cftime of any one
     calendar, datetime64, timedelta64 or numbers (a numeric `lead` counts days); dates become days, or years
-    beyond two of them, since the earliest. `spread` "range", "5-95%", "std" or None; `zero_line` marks 0;
+    beyond two of them, since the earliest. `spread` "range", "5-95%", "std", "fan" or None; `zero_line` marks 0;
     `ylabel` replaces the long_name; `colors`, {legend: colour} where the palette should not choose. A
     member that is missing at some time is left out there. Raises ValueError for an empty title, no lines,
     unknown spread, other dimensions, units that differ, or times that cannot share an axis.
@@ -75,8 +78,25 @@ def series(
     largest = style.largest_of(lines.values())
     style.label_axis(ax.yaxis, ylabel or style.name_of(first), str(first.attrs.get("units", "")), largest)
     if entries > 1:
-        style.legend(ax, entries=entries, longest=max(map(len, lines)))
+        style.legend(ax, entries=entries, longest=max(map(len, ax.get_legend_handles_labels()[1])))
     return fig
+
+
+def fan(
+    lines: Mapping[str, xr.DataArray],
+    *,
+    title: str,
+    member_dim: str = "member",
+    zero_line: bool = False,
+    ylabel: str | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Figure:
+    """Ensembles as fans: the mean, and bands that hold the middle half and the middle nine tenths of the members.
+
+    Arguments and errors as `series`; lines without members, such as a reference run, are drawn alone.
+    """
+    how: dict[str, Any] = {"zero_line": zero_line, "ylabel": ylabel, "colors": colors}
+    return series(lines, title=title, spread="fan", member_dim=member_dim, **how)
 
 
 def lead_curves(

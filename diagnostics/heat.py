@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .columns import integral, over_columns
 from .conventions import (
     RHO0,
     area_of,
@@ -54,8 +55,7 @@ def heat_content(
     check_units(thetao, "degC")
     dim = vertical_dim(thetao)
     thickness = thickness_within(thetao, depth=depth, dz=dz)
-    # min_count: a sum over nothing would turn land into 0 and bias every mean taken later.
-    column = (thetao * thickness.where(thickness > 0)).sum(dim, min_count=1)
+    (column,) = over_columns(integral, [thetao, thickness], like=thetao)
     return described(
         rho0 * cp * column,
         "ohc",

@@ -23,6 +23,8 @@ from .sorting import TILE, compiled, padded, sort_columns
 
 _Array = np.ndarray[Any, Any]
 
+_BLOCK = 32 * TILE  # points whose members stay in the second cache from one loop to the next
+
 
 @compiled
 def _centre(rows: _Array, stride: int, obs: _Array, tile: _Array) -> None:
@@ -63,9 +65,9 @@ def _add_one(distance: _Array, spread: _Array, row: _Array, factor: float) -> No
 
 @compiled
 def _crps_tiles(
-    ens: _Array, stride: int, members: int, obs: _Array, rows: int, pair_weight: float, out: _Array
+    ens: _Array, stride: int, members: int, obs: _Array, rows: int, pair_weights: _Array, out: _Array
 ) -> None:
-    """CRPS of members that begin each `stride` numbers in `ens`; NaN where a result is not finite."""
+    """CRPS by pair weight (weight, point) of members that begin each `stride` numbers; NaN where it is not finite."""
     real = ens.dtype.type
     tile = np.full(rows * TILE, np.inf, ens.dtype)
     sums = np.empty((2, TILE), ens.dtype)
@@ -86,9 +88,11 @@ def _crps_tiles(
             _add(distance, spread, tile[m * TILE :], real(2 * m - members + 1), real(2))
         for m in range(fours, members):
             _add_one(distance, spread, tile[m * TILE :], real(2 * m - members + 1))
-        for j in range(width):
-            score = distance[j] / members - spread[j] * pair_weight
-            out[start + j] = score if abs(score) < np.inf else np.nan
+        for k in range(pair_weights.size):
+            pair_weight, scores = pair_weights[k], out[k, start : start + width]
+            for j in range(width):
+                score = distance[j] / members - spread[j] * pair_weight
+                scores[j] = score if abs(score) < np.inf else np.nan
 
 
 @compiled
@@ -164,14 +168,83 @@ def crps(ens: _Array, obs: _Array, *, fair: bool, skipna: bool) -> _Array:
     NaN in a member or the observation gives NaN; with `skipna` only the members that are there count, each
     point with its own number of members (NaN if none, or fewer than two if fair).
     """
-    members = ens.shape[0]
+    if not skipna:
+        members = len(ens)
+        scores: _Array = _crps_all(ens, obs, 1 / (members * (members - 1)) if fair else 1 / members**2)[0]
+        return scores
     out = np.empty(obs.shape, ens.dtype)
-    if skipna:
-        _crps_present(ens, obs, fair, out)
-    else:
-        pair_weight = ens.dtype.type(1 / (members * (members - 1)) if fair else 1 / members**2)
-        flat, stride = _flat(ens)
-        _crps_tiles(flat, stride, members, np.ascontiguousarray(obs), padded(members), pair_weight, out)
+    _crps_present(ens, obs, fair, out)
+    return out
+
+
+def _crps_all(ens: _Array, obs: _Array, *pair_weights: float) -> _Array:
+    out = np.empty((len(pair_weights), *obs.shape), ens.dtype)
+    flat, stride = _flat(ens)
+    weights = np.array(pair_weights, ens.dtype)
+    _crps_tiles(flat, stride, len(ens), np.ascontiguousarray(obs), padded(len(ens)), weights, out)
+    return out
+
+
+@compiled
+def _moments(ens: _Array, stride: int, members: int, mean: _Array, m2: _Array) -> None:
+    for start in range(0, mean.size, TILE):
+        end = min(start + TILE, mean.size)
+        means, squares = mean[start:end], m2[start:end]
+        means[:] = 0.0
+        squares[:] = 0.0
+        for m in range(members):
+            row = ens[m * stride + start : m * stride + end]
+            for j in range(means.size):
+                means[j] += np.float64(row[j])
+        for j in range(means.size):
+            means[j] /= members
+        for m in range(members):
+            row = ens[m * stride + start : m * stride + end]
+            for j in range(means.size):
+                away = np.float64(row[j]) - means[j]
+                squares[j] += away * away
+
+
+def moments(ens: _Array) -> _Array:
+    """Mean over members and sum of squared deviations from it, (2, point), float64, of `ens` (member, point)."""
+    out = np.empty((2, ens.shape[1]))
+    flat, stride = _flat(ens)
+    _moments(flat, stride, len(ens), out[0], out[1])
+    return out
+
+
+@compiled
+def _terms(obs: _Array, scores: _Array, members: int, out: _Array) -> None:
+    """Fill (7, point), of which error holds the mean and variance the sum of squares; 0 where something is missing."""
+    for j in range(obs.size):
+        plain, fair, y = np.float64(scores[0, j]), np.float64(scores[1, j]), np.float64(obs[j])
+        error = out[2, j] - y
+        there = (plain == plain) & (error == error)
+        error = error if there else 0.0
+        out[0, j] = plain if there else 0.0
+        out[1, j] = fair if there else 0.0
+        out[2, j] = error
+        out[3, j] = abs(error)
+        out[4, j] = error * error
+        out[5, j] = out[5, j] / (members - 1) if there else 0.0
+        out[6, j] = 1.0 if there else 0.0
+
+
+def score_terms(ens: _Array, obs: _Array) -> _Array:
+    """What scores are means of, at each point: `ens` (member, point), `obs` (point), returns (7, point), float64.
+
+    CRPS, fair CRPS, error, absolute error and squared error of the members' mean, their variance (both without meaning
+    for one member), and 1; all are 0 where a member or the observation is missing.
+    """
+    members = len(ens)
+    out = np.empty((7, *obs.shape))
+    pairs = 1 / (members * (members - 1)) if members > 1 else 0.0
+    for first in range(0, obs.size, _BLOCK):
+        at = slice(first, first + _BLOCK)
+        rows, y, part = ens[:, at], np.ascontiguousarray(obs[at]), out[:, at]
+        flat, stride = _flat(rows)
+        _moments(flat, stride, members, part[2], part[5])
+        _terms(y, _crps_all(rows, y, 1 / members**2, pairs), members, part)
     return out
 
 

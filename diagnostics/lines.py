@@ -17,10 +17,20 @@ _Pair = tuple[xr.DataArray, xr.DataArray]
 _MANY_MEMBERS = 12  # more thin lines than this are a blur
 _FEW_POINTS = 16  # with so few the points themselves are marked
 
-_SPREADS: dict[str, tuple[str, Callable[[xr.DataArray, str], _Pair]]] = {
-    "range": ("range of members", lambda x, d: (x.min(d), x.max(d))),
-    "5-95%": ("5–95 % of members", lambda x, d: (x.quantile(0.05, d), x.quantile(0.95, d))),
-    "std": ("mean ± 1 standard deviation", lambda x, d: (x.mean(d) - x.std(d, ddof=1), x.mean(d) + x.std(d, ddof=1))),
+
+def _between(low: float, high: float) -> Callable[[xr.DataArray, str], _Pair]:
+    return lambda x, d: (x.quantile(low, d), x.quantile(high, d))
+
+
+# What each shading is called in the legend, and the limits of its bands, the outer one first.
+_SPREADS: dict[str, tuple[str, list[Callable[[xr.DataArray, str], _Pair]]]] = {
+    "range": ("range of members", [lambda x, d: (x.min(d), x.max(d))]),
+    "5-95%": ("5–95 % of members", [_between(0.05, 0.95)]),
+    "std": (
+        "mean ± 1 standard deviation",
+        [lambda x, d: (x.mean(d) - x.std(d, ddof=1), x.mean(d) + x.std(d, ddof=1))],
+    ),
+    "fan": ("5–95 and 25–75 % of members", [_between(0.05, 0.95), _between(0.25, 0.75)]),
 }
 
 
@@ -51,9 +61,10 @@ def draw_lines(
         if member_dim in line.dims:
             mean = line.mean(member_dim)
             if spread is not None and line.sizes[member_dim] > 1:
-                shading, limits = _SPREADS[spread]
-                ax.fill_between(x, *limits(line, member_dim), color=color, alpha=0.2, linewidth=0)
-            if 1 < line.sizes[member_dim] <= _MANY_MEMBERS:
+                shading, bands = _SPREADS[spread]
+                for limits in bands:
+                    ax.fill_between(x, *limits(line, member_dim), color=color, alpha=0.2, linewidth=0)
+            if 1 < line.sizes[member_dim] <= _MANY_MEMBERS and spread != "fan":
                 members = line.transpose(..., member_dim).to_numpy()
                 ax.plot(x, members, color=color, linewidth=0.6, alpha=0.5)
         marker: dict[str, Any] = {"marker": "o", "markersize": 4} if x.size <= _FEW_POINTS else {}

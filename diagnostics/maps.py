@@ -20,6 +20,7 @@ from .panels import Panel, panel_of, place
 _DIFFERENCES = ("anomaly", "bias", "change", "difference", "error", "increment", "minus", "trend")
 # Inches of a table of maps.
 _EDGE, _GAP, _KEY, _BAR, _HEADING, _COLUMN = 0.1, 0.08, 0.75, 0.13, 0.32, 0.25
+_DOT = "#15395b"  # seen on pale and on strong colours; a hue, so that a dark page keeps it
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 20, 30, 60, 90)
 
 
@@ -90,6 +91,16 @@ def _draw(axes: Axes, name: str, panel: Panel, scale: _Scale, room: int) -> None
         axes.set(xlabel=str(panel.field.dims[1]), ylabel=str(panel.field.dims[0]))
 
 
+def _dot(axes: Axes, panel: Panel, across: int) -> None:
+    """Dots where the panel is 1, at most so many across the map."""
+    rows, columns = panel.values.shape
+    every = max(1, -(-columns // across))
+    inside = np.zeros((rows, columns), bool)
+    inside[every // 2 :: every, every // 2 :: every] = True
+    row, column = np.nonzero((panel.values == 1) & inside)
+    axes.plot(panel.x[column], panel.y[row], linestyle="none", marker=".", markersize=1.8, color=_DOT)
+
+
 def _colour_bar(axes: Axes, scale: _Scale, field: xr.DataArray, *, anomaly: bool) -> None:
     fig = axes.get_figure(root=True)
     assert fig is not None
@@ -113,15 +124,19 @@ def maps(
     columns: int = 2,
     shared_scale: bool = True,
     cmap: str | None = None,
+    dots: Mapping[str, xr.DataArray] | None = None,
 ) -> Figure:
     """Panels of maps, land grey, colour by variable and limits that leave out 2 % at either end.
 
     `fields`, {panel title: field}, each (lat|y, lon|x) in memory or lazy, with lat and lon in degrees, 1-D or
     2-D, or without them; `title`, what to see; `anomaly` for colours symmetric about 0; `columns` at most;
     `shared_scale` for one scale and one colour bar, else each panel has its own; `cmap`, a name of cmocean or
-    matplotlib, by default told from the variable. Signed variables are symmetric about 0 as well. Raises
-    ValueError for an empty title, no fields, other dimensions, an unknown cmap, or other units on one scale.
+    matplotlib, by default told from the variable; `dots`, {panel title: (lat|y, lon|x)}, true where a panel is to be
+    dotted, as where members disagree. Signed variables are symmetric about 0 as well. Raises ValueError for an empty
+    title, no fields, other dimensions, an unknown cmap, dots for no panel, or other units on one scale.
     """
+    if dots and (unknown := set(dots) - set(fields)):
+        raise ValueError(f"dots belong to panels {[*fields]}, got {sorted(unknown)}")
     panels = [panel_of(name, field) for name, field in style.computed(fields).items()]
     if shared_scale:
         style.one_unit([p.field for p in panels], "or give each its own with shared_scale=False")
@@ -134,6 +149,8 @@ def maps(
     for i, (name, panel) in enumerate(zip(fields, panels, strict=True)):
         scale = _scale(panels if shared_scale else [panel], anomaly=anomaly, cmap=cmap)
         _draw(axes[i], name, panel, scale, room=6 if columns == 1 else 4)
+        if dots and name in dots:
+            _dot(axes[i], panel_of(name, dots[name].astype("f8")), 100 // columns)
         if outer:
             axes[i].tick_params(labelleft=i % columns == 0, labelbottom=i + columns >= len(axes))
         if i < len(bars):

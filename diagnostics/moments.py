@@ -23,6 +23,13 @@ import xarray as xr
 _Array = np.ndarray[Any, Any]
 
 
+def merged_moments(first: tuple[Any, _Array, _Array], second: tuple[Any, _Array, _Array]) -> tuple[Any, _Array, _Array]:
+    """Number, mean and M2 of two sets together, from those of each."""
+    (n_a, mean_a, m2_a), (n_b, mean_b, m2_b) = first, second
+    n, d = n_a + n_b, mean_b - mean_a
+    return n, mean_a + d * (n_b / n), m2_a + m2_b + d**2 * (n_a * n_b / n)
+
+
 @dataclass(frozen=True)
 class _Set:
     """Moments of one set of records, per place."""
@@ -43,11 +50,11 @@ class _Set:
         return cls(len(x), float(tau.mean()), mean, m2, np.einsum("t,t...->...", since, away))
 
     def merged(self, other: _Set) -> _Set:
-        n = self.n + other.n
-        d, d_tau, both = other.mean - self.mean, other.tau - self.tau, self.n * other.n / n
-        m2, c = self.m2 + other.m2 + d**2 * both, self.c + other.c + d * (d_tau * both)
-        share = other.n / n
-        return _Set(n, self.tau + d_tau * share, self.mean + d * share, m2, c)
+        ours, theirs = (self.n, self.mean, self.m2), (other.n, other.mean, other.m2)
+        n, mean, m2 = merged_moments(ours, theirs)
+        d_tau = other.tau - self.tau
+        c = self.c + other.c + (other.mean - self.mean) * (d_tau * self.n * other.n / n)
+        return _Set(n, self.tau + d_tau * (other.n / n), mean, m2, c)
 
 
 class ClassMoments:

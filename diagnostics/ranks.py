@@ -111,11 +111,16 @@ def _ranked(
     return rank, xr.zeros_like(tied)
 
 
-def spread_weights(field: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
-    """Weights on a subset of the dimensions of `field`, spread over all of them; ValueError for another dimension."""
+def matched_weights(field: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
+    """Weights on a subset of the dimensions of `field`, float64, chunked alike; ValueError for another dimension."""
     if not set(weights.dims) <= set(field.dims):
         raise ValueError(f"weights {weights.dims} have dimensions that the field {field.dims} lacks: reduce them")
-    return (matched(field, weights).astype("f8") * xr.ones_like(field, dtype="f8")).transpose(*field.dims)
+    return matched(field, weights).astype("f8")
+
+
+def spread_weights(field: xr.DataArray, weights: xr.DataArray) -> xr.DataArray:
+    """Weights on a subset of the dimensions of `field`, spread over all of them; ValueError for another dimension."""
+    return (matched_weights(field, weights) * xr.ones_like(field, dtype="f8")).transpose(*field.dims)
 
 
 def histogram(

@@ -25,6 +25,7 @@ import numpy as np
 import xarray as xr
 
 from . import seawater
+from .columns import over_columns
 from .conventions import (
     RHO0,
     area_mean,
@@ -86,26 +87,11 @@ def steric(
 
 def _height(fields: list[xr.DataArray], *, rho0: float, like: xr.DataArray) -> xr.DataArray:
     """Steric height in one pass over theta, salinity, slope, offset, pressure, reference density and thickness."""
-    dim = vertical_dim(like)
-    if len(like.variable.chunksizes.get(dim, ())) > 1:
-        # "auto" splits the other dimensions where joining the levels would make huge chunks.
-        whole = bare(like).chunk({d: -1 if d == dim else "auto" for d in like.dims})
-        fields = [matched(whole, f) for f in fields]
 
-    def columns(*arrays: _Array) -> _Array:
-        # xarray moved the levels last as a view; before the map is how they lie in memory.
-        places = max(x.ndim for x in arrays) - 1
-        grid = [x.reshape((1,) * (places + 1 - x.ndim) + x.shape) for x in arrays]
-        grid = [np.moveaxis(x.reshape((1,) * max(0, 3 - x.ndim) + x.shape), -1, -3) for x in grid]
-        height = seawater.steric_height(*grid, rho0=rho0)
-        return height.reshape(height.shape[height.ndim - places :])
+    def heights(*columns: _Array) -> _Array:
+        return seawater.steric_height(*columns, rho0=rho0)
 
-    first = fields[0]
-    result: xr.DataArray = xr.apply_ufunc(
-        columns, *map(bare, fields), input_core_dims=[[dim]] * len(fields), dask="parallelized", output_dtypes=["f8"]
-    )
-    kept = {name: c for name, c in like.coords.items() if dim not in c.dims and set(c.dims) <= set(result.dims)}
-    return result.transpose(*(d for d in first.dims if d != dim), ...).assign_coords(kept)
+    return over_columns(heights, fields, like=like)[0]
 
 
 def global_steric(
@@ -123,25 +109,47 @@ def global_steric(
     Arguments as `steric`, with `area` (lat|y, lon|x) in m2, by default `area_of(thetao)`. The volume is that
     of the cells wet in both states. Returns steric, thermosteric, halosteric and residual (…) in m, float64.
     """
+    return global_rise(volume_sums(thetao, so, reference=reference, area=area, parts=parts, depth=depth, dz=dz))
+
+
+def volume_sums(
+    thetao: xr.DataArray,
+    so: xr.DataArray,
+    *,
+    reference: xr.Dataset,
+    area: xr.DataArray | None = None,
+    parts: bool = True,
+    depth: tuple[float, float] = (0.0, np.inf),
+    dz: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """What `global_rise` needs: those of two halves of an ocean add up to those of the whole.
+
+    Arguments as `global_steric`. Returns volume (m3), mass, deficit (what the reference weighs more, kg) and
+    surface (m2), float64, along `part` = steric, thermosteric, halosteric (…, part), lazy for lazy input.
+    """
     place, states = _states(thetao, so, reference, parts=parts)
-    densities = {name: place.density(*water) for name, water in states.items()}
-    rho_ref = densities.pop("reference")
-    dims = [vertical_dim(thetao), *horizontal_dims(thetao)]
-    thickness = thickness_within(thetao, depth=depth, dz=dz)
+    rho_ref = place.density(*states.pop("reference"))
+    rest = [place.slope, place.offset, place.pressure, rho_ref, thickness_within(thetao, depth=depth, dz=dz)]
     area = matched(thetao, area_of(thetao) if area is None else area).astype("f8")
 
-    def height(rho: xr.DataArray) -> xr.DataArray:
-        wet = rho.notnull() & rho_ref.notnull()
-        cells = thickness * area
-        volume = (wet * cells).sum(dims)
-        mass, mass_ref = ((cells * x.where(wet)).sum(dims, min_count=1) for x in (rho, rho_ref))
-        surface = ((wet & (thickness > 0)).any(dims[0]) * area).sum(dims[1:])
-        rise: xr.DataArray = volume / surface * np.log(mass_ref / mass)
-        return rise
+    def sums(water: tuple[xr.DataArray, xr.DataArray]) -> xr.Dataset:
+        columns = over_columns(seawater.column_masses, [*water, *rest], like=thetao, outputs=3)
+        volume, mass, deficit = ((bare(c) * area).sum(area.dims) for c in columns)
+        surface = ((bare(columns[0]) > 0) * area).sum(area.dims)
+        return xr.Dataset({"volume": volume, "mass": mass, "deficit": deficit, "surface": surface})
 
-    heights = {name: height(rho).assign_coords(_outer(thetao, dims)) for name, rho in densities.items()}
+    dims = [vertical_dim(thetao), *horizontal_dims(thetao)]
+    found = xr.concat([sums(water) for water in states.values()], "part").assign_coords(part=list(states))
     attrs = {"form": "logarithm of mean density", "depth_range": list(depth)}
-    return _described(heights, _GLOBAL_NAMES, attrs)
+    return found.transpose(..., "part").assign_coords(_outer(thetao, dims)).assign_attrs(attrs)
+
+
+def global_rise(sums: xr.Dataset) -> xr.Dataset:
+    """Global mean steric height of `volume_sums` of the whole ocean, as `global_steric`."""
+    mass = sums["mass"].where(sums["volume"] > 0)  # NaN where no water was
+    rise = sums["volume"] / sums["surface"] * np.log1p(sums["deficit"] / mass)
+    heights = {str(name): rise.sel(part=name, drop=True) for name in sums["part"].values}
+    return _described(heights, _GLOBAL_NAMES, dict(sums.attrs))
 
 
 def _outer(field: xr.DataArray, dims: list[str]) -> dict[Any, xr.DataArray]:

@@ -9,6 +9,7 @@ Arrays are (…, y, x) or (…, lev, y, x); an axis of length 1 stands for all p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,12 @@ def _columns(
     rho0: float,
     out: _Array,
 ) -> None:
-    """Steric height (cell) of columns (lev, cell)."""
+    """Steric height (1, cell) of columns (lev, cell)."""
     slope, offset, p = place
     rho, wet = np.empty(_WIDTH), np.empty(_WIDTH)
-    for first in range(0, out.size, _WIDTH):
-        end = min(first + _WIDTH, out.size)
-        height, count = out[first:end], wet[: end - first]
+    for first in range(0, out.shape[1], _WIDTH):
+        end = min(first + _WIDTH, out.shape[1])
+        height, count = out[0, first:end], wet[: end - first]
         height[:] = 0.0
         count[:] = 0.0
         for k in range(theta.shape[0]):
@@ -120,6 +121,32 @@ def _columns(
             _add(cells, rho_ref[k, first:end], dz[k, first:end], rho0, height, count)
         for j in range(height.size):
             height[j] = height[j] if count[j] > 0 else np.nan
+
+
+@compiled
+def _masses(
+    theta: _Array, sp: _Array, place: tuple[_Array, _Array, _Array], rho_ref: _Array, dz: _Array, out: _Array
+) -> None:
+    """Volume, mass and what the reference has more of it, per area (3, cell), of layers (lev, cell) wet in both."""
+    slope, offset, p = place
+    rho = np.empty(_WIDTH)
+    for first in range(0, out.shape[1], _WIDTH):
+        end = min(first + _WIDTH, out.shape[1])
+        volume, mass, deficit = out[0, first:end], out[1, first:end], out[2, first:end]
+        volume[:] = 0.0
+        mass[:] = 0.0
+        deficit[:] = 0.0
+        for k in range(theta.shape[0]):
+            cells = rho[: end - first]
+            water = theta[k, first:end], sp[k, first:end]
+            _densities(water[0], water[1], slope[k, first:end], offset[k, first:end], p[k, first:end], cells)
+            reference, thickness = rho_ref[k, first:end], dz[k, first:end]
+            for j in range(volume.size):
+                here, there, d = cells[j], reference[j], thickness[j]
+                wet = (here == here) & (there == there) & (d > 0)
+                volume[j] += d if wet else 0.0
+                mass[j] += here * d if wet else 0.0
+                deficit[j] += (there - here) * d if wet else 0.0
 
 
 def _spread(field: _Array, shape: tuple[int, ...], axes: int) -> _Array:
@@ -149,6 +176,32 @@ def density(theta: _Array, sp: _Array, slope: _Array, offset: _Array, p: _Array)
     return out.reshape(np.broadcast_shapes(*(np.shape(f) for f in (theta, sp, slope, offset, p))))
 
 
+def _columnwise(
+    function: Callable[..., None], columns: tuple[_Array, ...], constants: tuple[float, ...], outputs: int
+) -> _Array:
+    """Apply function(theta, sp, place, rho_ref, dz, *constants, out) to the columns (…, lev, y, x) of each index."""
+    fields = [np.asarray(f).reshape((1,) * (3 - np.ndim(f)) + np.shape(f)) for f in columns]
+    shape = np.broadcast_shapes(*(f.shape for f in fields))
+    out = np.empty((outputs, *shape[:-3], shape[-2] * shape[-1]))
+    x, y, a, b, c, reference, thickness = (_spread(f, shape, 3) for f in fields)
+    for index in np.ndindex(shape[:-3]):
+        place = _at(a, index), _at(b, index), _at(c, index)
+        water, target = (_at(x, index), _at(y, index)), out[(slice(None), *index)]
+        function(*water, place, _at(reference, index), _at(thickness, index), *constants, target)
+    return out.reshape(outputs, *shape[:-3], *shape[-2:])
+
+
+def column_masses(
+    theta: _Array, sp: _Array, slope: _Array, offset: _Array, p: _Array, rho_ref: _Array, dz: _Array
+) -> _Array:
+    """Volume (m), mass and deficit of mass against the density `rho_ref` (kg m-2) of columns (…, lev, y, x).
+
+    The deficit is summed as such, for millimetres of sea level are in the seventh digit of a mass. Arguments as `steric_height`; layers that lack one of the densities or a thickness do not count. Returns
+    (3, …, y, x), float64, 0 where no layer counts.
+    """
+    return _columnwise(_masses, (theta, sp, slope, offset, p, rho_ref, dz), (), 3)
+
+
 def steric_height(
     theta: _Array,
     sp: _Array,
@@ -165,13 +218,5 @@ def steric_height(
     Arguments as `density`; `dz` in m, layers of no thickness or with NaN do not count; NaN where none counts. `rho0` in
     kg m-3 for the Boussinesq form, 0 for that by specific volume.
     """
-    fields = [np.asarray(f).reshape((1,) * (3 - np.ndim(f)) + np.shape(f)) for f in (theta, sp, slope, offset, p)]
-    more = [np.asarray(f).reshape((1,) * (3 - np.ndim(f)) + np.shape(f)) for f in (rho_ref, dz)]
-    shape = np.broadcast_shapes(*(f.shape for f in (*fields, *more)))
-    out = np.empty((*shape[:-3], shape[-2] * shape[-1]))
-    x, y, a, b, c, reference, thickness = (_spread(f, shape, 3) for f in (*fields, *more))
-    for index in np.ndindex(shape[:-3]):
-        place = _at(a, index), _at(b, index), _at(c, index)
-        water = _at(x, index), _at(y, index)
-        _columns(*water, place, _at(reference, index), _at(thickness, index), rho0, out[index])
-    return out.reshape(*shape[:-3], *shape[-2:])
+    height: _Array = _columnwise(_columns, (theta, sp, slope, offset, p, rho_ref, dz), (rho0,), 1)[0]
+    return height

@@ -80,7 +80,7 @@ def over_members(
         out = function(*(x.reshape(len(x), -1) for x in members), y.reshape(-1))
         if isinstance(out, tuple):
             return np.stack([o.reshape(y.shape) for o in out])
-        return np.asarray(out).reshape(1, *y.shape)
+        return np.asarray(out).reshape(outputs, *y.shape)
 
     if not any(f.chunks for f in (obs, *fields)):
         data: Any = block(obs.to_numpy(), *(f.to_numpy() for f in fields))
@@ -238,6 +238,20 @@ def difference(obs: xr.DataArray, forecast: xr.DataArray) -> xr.DataArray:
         raise ValueError(f"the forecast {forecast.dims} lacks the observations' {sorted(map(str, missing))}")
     same_units(obs, forecast)
     return forecast.astype("f8") - matched(forecast, obs)
+
+
+def skill_score(score: xr.DataArray, reference: xr.DataArray, *, perfect: float = 0.0) -> xr.DataArray:
+    """Improvement over a reference forecast, (reference - score) / (reference - perfect): 1 perfect, 0 as good.
+
+    `score` and `reference` (…) of one kind and over the same cases, already averaged: a mean of skill scores is none.
+    Returns (…), dimensionless, lazy for lazy input, NaN where the reference is perfect. Raises ValueError for units or
+    coordinates that differ. Source: Wilks 2019, Statistical Methods in the Atmospheric Sciences, ch. 9.
+    """
+    same_units(score, reference)
+    theirs = matched(score, reference).astype("f8")
+    result = (theirs - score) / (theirs - perfect).where(theirs != perfect)
+    name = f"skill of {score.attrs.get('long_name', score.name or 'the score')}"
+    return described(result, "skill", units="1", long_name=name)
 
 
 def variance_ratio(

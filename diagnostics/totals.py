@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
+from . import kernels
 from .conventions import bare, described
-from .ranks import spread_weights
-from .skill import Dims, crps_ensemble, paired, reduced, units_of
+from .ranks import matched_weights
+from .skill import Dims, over_members, paired, reduced, units_of
 
 _Array = np.ndarray[Any, Any]
 _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
@@ -41,23 +42,20 @@ def score_totals(
     """
     y, x = paired(obs, ens, member_dim)
     dims, n = reduced(dim, y), x.sizes[member_dim]
-    mean = x.astype("f8").mean(member_dim, skipna=False)
-    error = bare(mean) - bare(y)
-    terms = {
-        "crps": bare(crps_ensemble(obs, ens, member_dim=member_dim, dim=())).astype("f8"),
-        "error": error,
-        "absolute_error": abs(error),
-        "squared_error": error**2,
-    }
-    if n > 1:
-        terms["fair_crps"] = bare(crps_ensemble(obs, ens, member_dim=member_dim, dim=(), fair=True)).astype("f8")
-        terms["variance"] = ((bare(x) - bare(mean)) ** 2).sum(member_dim, skipna=False) / (n - 1)
-    weight = xr.ones_like(error) if weights is None else bare(spread_weights(error, weights))
-    weight = weight.where(error.notnull() & terms["crps"].notnull(), 0.0).fillna(0.0)
-    sums = {name: (term.fillna(0.0) * weight).sum(dims) for name, term in terms.items()}
-    coords = {d: obs.indexes[d] for d in error.dims if d not in dims and d in obs.indexes}
+    found = over_members(kernels.score_terms, y, x, member_dim, dtype="f8", outputs=len(_TERMS))
+    terms = dict(zip(_TERMS, found, strict=True))
+    if n == 1:
+        del terms["fair_crps"], terms["variance"]
+    kept = [d for d in y.dims if d not in dims]
+    # Terms are 0 where they do not count, so the weights need not be.
+    area = xr.DataArray(1.0) if weights is None else bare(matched_weights(y, weights)).fillna(0.0)
+    sums = {name: xr.dot(term, area, dim=dims).transpose(*kept) for name, term in terms.items()}
+    coords = {d: obs.indexes[d] for d in kept if d in obs.indexes}
     attrs = {"members": n, **units_of(obs, ens)}
-    return xr.Dataset({**sums, "weight": weight.sum(dims)}, coords=coords, attrs=attrs)
+    return xr.Dataset(sums, coords=coords, attrs=attrs)
+
+
+_TERMS = ("crps", "fair_crps", "error", "absolute_error", "squared_error", "variance", "weight")
 
 
 def _check_alike(first: xr.Dataset, other: xr.Dataset) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from polynya.da import LETKF, Adaptive, Floats, Quality, RandomPoints, SurfaceField, twin
-from polynya.diagnostics import Report
-from polynya.diagnostics.figures import series
+from polynya.diagnostics import AssimilationSkill, report
 from polynya.emulators import Corrected, GridNoise, Noise, Source, State, samples
 from polynya.ensembles import states_of
 
@@ -26,14 +25,12 @@ letkf = Adaptive(LETKF(half_width=1e5, rtpp=0.6), half_width=2e5, variance=0.01)
 done = twin(nature, truth, emulator, ensemble, network, {"LETKF": letkf}, cycles=12, store=out, quality=Quality(),
             forcing=nature.forcing(), noise=Noise(2), resume=True, progress=True)  # fmt: skip
 
-report = Report("An assimilation experiment with synthetic observations")
-surface = done.scores().sel(state="analysis").compute().swap_dims(band="variable")
-surface = surface.isel(variable=surface.depth.values == "surface")
-for name, unit in zip(surface["variable"].values, surface.units.values, strict=True):
-    one = surface.sel(variable=name, drop=True)
-    lines = {f"{run}: {what}": one[what].sel(run=run).assign_attrs(units=unit, long_name=name)
-             for run in one.run.values for what in ("error", "spread")}  # fmt: skip
-    report.figure(series(lines, title=f"{name} at the surface"), "RMSE of the ensemble mean, and spread.")
-table = done.summary(skip=4).sel(run="LETKF").compute().to_dataframe()
-report.table(table[["variable", "depth", "error", "ratio", "gain"]].to_dict("records"), "LETKF; gain over the free run")
-print(report.write(out / "report.html"))
+study = AssimilationSkill(
+    done.scores(),
+    done.summary(skip=4),
+    departures={"LETKF": done.runs["LETKF"].departures()},
+    truth=done.truth,
+    runs={name: run.analysis for name, run in done.runs.items()},
+)
+title = "An assimilation experiment with synthetic observations"
+print(report(study, out / "report.html", title=title))

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
+from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
 
-from polynya.diagnostics import figures, isotropic_spectrum, rank_histogram
+from polynya.diagnostics import event_table, figures, isotropic_spectrum, rank_histogram, reliability_diagram
 from polynya.diagnostics.abscissa import abscissae
 from polynya.diagnostics.bars import flat_band, rank_shape
+from polynya.diagnostics.dark import darkened, turned
 from polynya.diagnostics.panels import panel_of, place
 from polynya.diagnostics.style import colormap_name, colors_of, pretty_units
 
@@ -183,6 +188,71 @@ def test_longitudes_that_pass_zero_stay_together():
 )
 def test_colours_follow_the_variable(name, attrs, expected):
     assert colormap_name(xr.DataArray(0.0, name=name, attrs=attrs)) == expected
+
+
+def test_dots_stand_where_they_are_wanted():
+    wanted = field() > 12
+    fig = figures.maps({"a": field(), "b": field()}, title=TITLE, dots={"b": wanted})
+    assert not fig.axes[0].lines
+    (dots,) = fig.axes[1].lines
+    lat, lon = (wanted[d].values for d in ("lat", "lon"))
+    row, column = np.nonzero(wanted.values)
+    np.testing.assert_allclose(
+        np.sort(dots.get_xydata(), axis=0), np.sort(np.stack([lon[column], lat[row]], 1), axis=0)
+    )
+    with pytest.raises(ValueError, match="dots belong to panels"):
+        figures.maps({"a": field()}, title=TITLE, dots={"c": wanted})
+
+
+def test_a_fan_holds_half_and_nine_tenths_of_the_members():
+    many = line(members=101)
+    (ax,) = figures.fan({"emulator": many, "nature": many.isel(member=0, drop=True)}, title=TITLE).axes
+    bands = [c.get_paths()[0].get_extents() for c in ax.collections[:2]]
+    for box, (low, high) in zip(bands, ((0.05, 0.95), (0.25, 0.75)), strict=True):
+        assert box.y0 == pytest.approx(float(many.quantile(low, "member").min()))
+        assert box.y1 == pytest.approx(float(many.quantile(high, "member").max()))
+    assert len(ax.lines) == 2, "no members singly"
+    assert "5–95 and 25–75 % of members" in [t.get_text() for t in ax.get_legend().get_texts()]
+
+
+def test_reliability_shows_frequencies_and_how_often_each_was_forecast():
+    rng = np.random.default_rng(0)
+    obs = xr.DataArray(rng.normal(size=2000), dims="case")
+    ens = xr.DataArray(rng.normal(size=(9, 2000)), dims=("member", "case"))
+    diagram = reliability_diagram(event_table(obs, ens, threshold=0.5))
+    top, bottom = figures.reliability({"a": diagram}, title=TITLE).axes
+    np.testing.assert_allclose(top.lines[2].get_ydata(), diagram.observed_frequency)
+    assert top.lines[1].get_ydata()[0] == pytest.approx(float((obs >= 0.5).mean()))
+    assert sum(bar.get_height() for bar in bottom.patches) == pytest.approx(1)
+    assert (top.get_ylabel(), bottom.get_xlabel()) == ("observed frequency [1]", "forecast probability [1]")
+    with pytest.raises(ValueError, match="sum the table"):
+        figures.reliability({"a": diagram.expand_dims(lead=2)}, title=TITLE)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        figures.reliability({}, title=TITLE)
+
+
+def test_a_figure_is_dark_for_a_while_and_then_as_it_was():
+    for fig in every_figure(TITLE):
+        before = colours(drawn(fig))
+        with darkened(fig):
+            during = colours(drawn(fig))
+            assert np.mean(fig.get_facecolor()[:3]) < 0.1
+            assert all(np.mean(to_rgb(t.get_color())) > 0.4 for t in fig.findobj(Text) if t.get_text())
+        assert colours(fig) == before != during
+
+
+def colours(fig):
+    lines = [to_rgb(a.get_color()) for kind in (Text, Line2D) for a in fig.findobj(kind)]
+    return lines + [tuple(a.get_facecolor()) for a in fig.findobj(Patch)]
+
+
+def test_greys_are_turned_and_hues_stay_themselves():
+    (white, black, clear, blue), orange = turned([(1, 1, 1), (0, 0, 0), (1, 1, 1, 0), "#0072B2"]), turned("#E69F00")[0]
+    np.testing.assert_allclose(white, (0.07, 0.07, 0.07, 1))
+    np.testing.assert_allclose(black, (0.93, 0.93, 0.93, 1))
+    np.testing.assert_allclose(clear, (1, 1, 1, 0))
+    assert blue[2] > blue[1] > blue[0] > 0.2
+    np.testing.assert_allclose(orange, to_rgba("#E69F00"))
 
 
 def test_unknown_colour_map():

@@ -1,18 +1,21 @@
 """Reports: one file that parses, loads nothing, obeys no markup, and is written whole or not at all."""
 
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from polynya.diagnostics import Report
-from polynya.diagnostics.report import format_value
+from polynya.diagnostics.page import format_value, provenance_of
 
-VOID = {"meta", "img", "link", "br", "hr", "input"}
+VOID = {"meta", "img", "source", "link", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
@@ -101,6 +104,35 @@ def test_pictures_are_twice_as_fine_as_they_are_shown():
     assert (width, height) == (2 * int(shown["width"]), 2 * int(shown["height"]))
 
 
+def test_a_dark_page_has_dark_pictures():
+    html = Report("r").figure(figure(), "c").html()
+    dark, light = (
+        imread(io.BytesIO(base64.b64decode(d)))[..., :3].mean() for d in re.findall(r"base64,([^\"]+)", html)
+    )
+    assert dark < 0.2 and light > 0.8
+    assert '<source media="screen and (prefers-color-scheme: dark)"' in html
+
+
+def test_definitions_keep_their_lines():
+    page = Page(Report("r").definitions({"CRPS": "a formula\na <source>"}).html())
+    assert {"dl", "dt", "dd"} <= set(page.tags) and page.tags.count("span") == 2
+    assert "a <source>" in "".join(page.text)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "expected"),
+    [
+        ({}, {}),
+        ({"title": "t", "units": "m"}, {"title": "t"}),
+        ({"provenance": '{"seed": 1}'}, {"seed": 1}),
+        ({"provenance": "made by hand"}, {"provenance": "made by hand"}),
+        ({"provenance": "[1, 2]"}, {"provenance": [1, 2]}),
+    ],
+)
+def test_provenance_of_a_store_is_what_it_says(attrs, expected):
+    assert provenance_of(xr.Dataset(attrs=attrs)) == expected
+
+
 def test_markup_is_shown_and_not_obeyed():
     evil = '<script>alert("x")</script>'
     report = Report(evil, evil).section(evil, evil).figure(figure(), evil).facts({evil: evil})
@@ -119,7 +151,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("polynya.diagnostics.report.os.fsync", fail)
+    monkeypatch.setattr("polynya.diagnostics.page.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         full("Another title").write(path)
     assert path.read_bytes() == before

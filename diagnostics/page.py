@@ -1,8 +1,8 @@
-"""A report that is one file: figures, tables and provenance in a page that loads nothing from anywhere.
+"""A page that is one file: figures, tables, definitions and provenance, and it loads nothing from anywhere.
 
-The page is written through an autoescaping template, so that no title can become markup, with a content
-security policy that forbids whatever is not in the file. It is written beside its place and moved there
-whole: who reads it sees the old page or the new one.
+It follows the reader's choice of light or dark, figures included, of which it holds both. It is written through an
+autoescaping template, so that no title can become markup, with a content security policy that forbids whatever is
+not in the file; beside its place, and moved there whole: who reads it sees the old page or the new one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import jinja2
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 _DPI = 200  # 1400 pixels for 7 inches: two for each on a page 700 wide
+_LONGEST = 400  # characters of one value of a store's provenance
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -90,8 +92,32 @@ def _is_number(value: Any) -> bool:
     return isinstance(getattr(value, "item", lambda: value)() if getattr(value, "ndim", 1) == 0 else value, Real)
 
 
+def _png(fig: Figure) -> str:
+    """The figure in its own colours, base64."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=_DPI, facecolor="auto", bbox_inches=None, metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def provenance_of(store: xr.Dataset) -> dict[str, Any]:
+    """What a dataset says of its making: title, history and the JSON `provenance`, long values cut short."""
+    said = {k: store.attrs[k] for k in ("title", "institution", "source", "history") if k in store.attrs}
+    try:
+        found = json.loads(str(store.attrs.get("provenance", "{}")))
+    except json.JSONDecodeError:
+        found = {"provenance": str(store.attrs["provenance"])}
+    more = found if isinstance(found, dict) else {"provenance": found}
+    return {k: _short(v) for k, v in {**said, **more}.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > _LONGEST:
+        return f"{value[:_LONGEST]} … ({len(value)} characters)"
+    return value
+
+
 class Report:
-    """Sections of text, figures, tables and headline numbers, written as one HTML file.
+    """Sections of text, figures, tables, definitions and headline numbers, written as one HTML file.
 
     `title` heads the page, `summary` follows it in plain paragraphs (blank lines between them). Every method
     but `write` returns the report, so that calls can be chained; what comes before the first `section` stands
@@ -126,14 +152,19 @@ class Report:
         return self
 
     def figure(self, fig: Figure, caption: str) -> Self:
-        """Add a figure as it is now; `caption` is also what a screen reader says. ValueError without one."""
+        """Add a figure as it is now, for a light page and a dark one; `caption` is also what a screen reader says.
+
+        ValueError without a caption.
+        """
         if not caption.strip():
             raise ValueError("a figure needs a caption: it is also its text for those who cannot see it")
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", dpi=_DPI, facecolor="white", bbox_inches=None, metadata={"Software": None})
+        from .dark import darkened  # here, because it needs matplotlib, and who writes tables does not
+
+        light = _png(fig)
+        with darkened(fig):
+            dark = _png(fig)
         width, height = (round(100 * float(inches)) for inches in fig.get_size_inches())
-        content = {"png": base64.b64encode(buffer.getvalue()).decode("ascii"), "width": width, "height": height}
-        return self._add("figure", content, caption)
+        return self._add("figure", {"light": light, "dark": dark, "width": width, "height": height}, caption)
 
     def table(
         self, rows: Sequence[Mapping[str, Any]] | Records, caption: str = "", columns: Sequence[str] | None = None
@@ -156,6 +187,10 @@ class Report:
         """Add headline numbers as cards, {label: value}: numbers to three digits, or str with units."""
         return self._add("facts", {label: format_value(value, digits=3) for label, value in facts.items()})
 
+    def definitions(self, terms: Mapping[str, str]) -> Self:
+        """Add what words mean here, {term: formula, choices and source}; line breaks are kept."""
+        return self._add("definitions", {term: text.strip().split("\n") for term, text in terms.items()})
+
     def provenance(self, entries: Mapping[str, Any]) -> Self:
         """Add how it was made, folded away at the end: versions, seeds, checkpoints; nested values as JSON."""
         for name, value in entries.items():
@@ -167,7 +202,7 @@ class Report:
 
     def html(self) -> str:
         """The whole page."""
-        source = files(__package__ or "").joinpath("templates", "report.html").read_text(encoding="utf-8")
+        source = files(__package__ or "").joinpath("templates", "page.html").read_text(encoding="utf-8")
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
