@@ -41,7 +41,7 @@ from polynya.da import (
     operator_for,
 )
 from polynya.da.window_trajectory import Trajectory
-from polynya.emulators import Layout, LayoutError, Noise, State
+from polynya.emulators import Layout, LayoutError, Noise, Source, SourceError, State
 
 torch.set_num_threads(1)
 
@@ -308,6 +308,17 @@ def test_what_cannot_be():
             FourDVar(root, **settings)
     with pytest.raises(KeyError, match="thetao"):
         FourDVar(root, tendencies={"thetao": 1.0}).window(model, background, None, None, given, STEPS)
+
+
+def test_forcing_that_ends_within_the_window_is_named_before_anything_is_computed():
+    model, root, _ = linear()
+    given, _ = observations()
+    layout = row_layout(N, "tauuo")
+    dates = [DAY + timedelta(days=5 * k) for k in range(STEPS - 1)]
+    winds = layout.grid.assign(tauuo=(("time", "lat", "lon"), np.zeros((len(dates), 1, N)), {"units": "N m-2"}))
+    forcing = Source.open(winds.assign_coords(time=dates), layout)
+    with pytest.raises(SourceError, match=f"no record of tauuo for {DAY + timedelta(days=10)}.* it covers {DAY} to"):
+        FourDVar(root).window(model, state(torch.zeros(N)), forcing, None, given, STEPS)
 
 
 def test_what_is_reported_is_stored_and_cycles_without_observations_have_none(tmp_path):
