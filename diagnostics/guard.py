@@ -4,12 +4,12 @@ The estimate reads the graph and computes nothing. A chunk of the data has the b
 chunks (`rechunk`) those of all that it joins; other tasks are taken to return as much as the largest of their inputs,
 and reductions nothing. Then, with n threads,
 
-    peak = 2 results + 3 n (largest piece) + 2 n (largest chunk) + chunks that are kept until others have come.
+    peak = 2 results + 3 n (largest piece) + 2 n (largest chunk) + chunks that are kept until others have come + graph.
 
 Two, for results are put together from chunks; three, for a piece is taken, widened and reduced; two more while chunks
 are decoded. Kept are those whose parts are joined with parts of others, and those that meet a reduction of them all, as
-anomalies from a mean do. It is meant to tell 1 GB from 10 GB; functions that allocate much more than they are given, as
-FFTs of many maps, need more.
+anomalies from a mean do. A task of the graph takes 3 kB. The estimate is meant to tell 1 GB from 10 GB; functions that
+allocate much more than they are given, as FFTs of many maps, need more.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rich.progress import Progress
 from .tiling import MemoryNeededError
 
 _TASKS = 500_000
+_TASK_BYTES = 3e3
 _JOINS = ("rechunk-merge", "concatenate", "stack", "getitem-merge")
 _REDUCTIONS = (
     "sum",
@@ -73,7 +74,8 @@ class Needed:
     @property
     def peak(self) -> float:
         """Estimated bytes beside what the process holds already."""
-        return 2 * self.results + self.workers * (3 * self.piece + 2 * self.chunk) + self.kept
+        pieces = self.workers * (3 * self.piece + 2 * self.chunk)
+        return 2 * self.results + pieces + self.kept + _TASK_BYTES * self.tasks
 
     def __str__(self) -> str:
         parts = ", ".join(

@@ -196,8 +196,9 @@ def column_masses(
 ) -> _Array:
     """Volume (m), mass and deficit of mass against the density `rho_ref` (kg m-2) of columns (…, lev, y, x).
 
-    The deficit is summed as such, for millimetres of sea level are in the seventh digit of a mass. Arguments as `steric_height`; layers that lack one of the densities or a thickness do not count. Returns
-    (3, …, y, x), float64, 0 where no layer counts.
+    The deficit is summed as such, for millimetres of sea level are in the seventh digit of a mass. Arguments as
+    `steric_height`; layers that lack one of the densities or a thickness do not count. Returns (3, …, y, x), float64, 0
+    where no layer counts.
     """
     return _columnwise(_masses, (theta, sp, slope, offset, p, rho_ref, dz), (), 3)
 
