@@ -10,11 +10,9 @@ import pytest
 import torch
 import xarray as xr
 
-from polynya.da import ETKF, LETKF, ObservationError, Observations, operator_for, transform
-from polynya.da.filters import departures, inverse_root, update
+from polynya.da import LETKF, Observations, operator_for, transform
+from polynya.da.filters import departures, update
 from polynya.da.localise import BasinObservations, LocalObservations, connected_basins
-from polynya.da.roots import newton_schulz_root, product_transform, steps
-from polynya.da.superob import superobbed
 from polynya.da.weights import analysis_columns, zonally_periodic
 from polynya.emulators import Field, Layout, LayoutError, State
 
@@ -412,120 +410,6 @@ def test_factors_with_vertical_groups():
     wanted = plain.analysis(forecast, obs.select(obs.variable == "thetao"))
     assert torch.allclose(analysis["so"], wanted["so"], atol=1e-12)
     assert torch.allclose(analysis["thetao"], plain.analysis(forecast, obs)["thetao"], atol=1e-12)
-
-
-# --- superobservations ---------------------------------------------------------------------------
-
-
-def test_superobs_of_one_place_are_the_kalman_filter():
-    forecast, rng = ensemble(n=12), np.random.default_rng(4)
-    lat, lon = np.repeat([10.2, -31.0, 10.4], 6), np.repeat([20.1, 359.5, 300.0], 6)
-    error = rng.uniform(0.2, 0.9, 18)
-    many = Observations(DAY, "zos", lat, lon, 0.0, rng.normal(size=18), error, "t")
-    few = superobbed(many.select(rng.permutation(18)), 1.0)
-    assert len(few) == 3
-    for method in (ETKF(), LETKF(9e5)):
-        same(method.analysis(forecast, few), method.analysis(forecast, many), 1e-11)
-    alike = superobbed(many.replace(error=0.6), 1.0)
-    np.testing.assert_allclose(alike.error, 0.6 / np.sqrt(6))
-    np.testing.assert_allclose(superobbed(many, 1.0, floor=0.3).error, np.hypot(few.error, 0.3))
-    np.testing.assert_allclose(superobbed(many, 1.0, floor={"thetao": 0.3}).error, few.error)
-
-
-def test_superobs_keep_apart_what_differs():
-    table = {
-        "variable": ["zos", "thetao", "thetao", "thetao", "thetao", "thetao"],
-        "lat": [0.2, 0.2, 0.4, 0.6, 0.6, 1.2],
-        "lon": [-0.5, -0.5, 359.7, 359.9, 0.1, 359.9],
-        "depth": [0.0, 5.0, 15.0, 150.0, 5.0, 5.0],
-        "value": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
-        "error": [1.0, 1.0, 1.0, 1.0, 1.0, 0.7],
-        "kind": ["a", "a", "a", "a", "a", "a"],
-    }
-    obs = Observations.from_table(DAY, {k: np.array(v) for k, v in table.items()})
-    assert len(superobbed(obs, 1.0)) == 6
-    for depth in (100.0, np.array([0.0, 100.0, 500.0])):
-        few = superobbed(obs, 1.0, depth=depth)
-        assert sorted(few.value) == [1.0, 3.0, 8.0, 16.0, 32.0]
-        two = int(np.flatnonzero(few.value == 3.0)[0])
-        np.testing.assert_allclose([few.lat[two], few.lon[two] % 360, few.depth[two]], [0.3, 359.6, 10.0])
-        np.testing.assert_allclose(few.error[two], 1 / np.sqrt(2))
-    kinds = obs.replace(kind=np.array(list("aabbbb")))
-    assert sorted(superobbed(kinds, 1.0, depth=100.0).value) == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
-    alone = superobbed(obs, (0.01, 0.02))
-    assert sorted(zip(alone.lat, alone.lon, alone.value, alone.error, strict=True)) == sorted(
-        zip(obs.lat, obs.lon, obs.value, obs.error, strict=True)
-    )
-    assert len(superobbed(obs.select(np.zeros(6, bool)), 1.0)) == 0
-
-
-def test_superob_messages():
-    obs = some_observations(p=9)
-    for wrong in ({"size": 0.0}, {"floor": -1.0}, {"depth": 0.0}, {"depth": np.array([5.0, 1.0])}):
-        with pytest.raises(ObservationError, match="wanted"):
-            superobbed(obs, **({"size": 1.0} | wrong))
-
-
-# --- roots ---------------------------------------------------------------------------------------
-
-
-def matrices(n, scale, dtype=torch.float64, batch=5):
-    Y = torch.randn(batch, 3 * n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * scale
-    Y = Y - Y.mean(-1, keepdim=True)
-    return (torch.eye(n, dtype=torch.float64) + Y.mT @ Y / (n - 1)).to(dtype)
-
-
-@pytest.mark.parametrize("n", [2, 7, 30, 64, 100])
-@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 8.0])
-def test_root_by_products_against_eigenvalues(n, scale):
-    A = matrices(n, scale)
-    wanted = inverse_root(A)
-    found = newton_schulz_root(A)
-    assert torch.allclose(found, wanted, rtol=0, atol=1e-10) and torch.equal(found, found.mT)
-    assert torch.allclose(newton_schulz_root(A.float()).double(), wanted, rtol=0, atol=1e-5)
-    assert torch.allclose(newton_schulz_root(A[0]), wanted[0], rtol=0, atol=1e-10)
-
-
-def test_root_takes_few_steps():
-    assert max(steps(c, torch.float32) for c in (1, 191, 276, 381)) <= 7  # plain Newton-Schulz takes 14
-    assert steps(1e5) <= 12 and steps(1e10) <= 24
-
-
-def test_root_is_differentiable():
-    A = matrices(5, 0.7, batch=2)
-    B = A.clone().requires_grad_()
-    weight = torch.randn(A.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found, wanted = (torch.autograd.grad((f(B) * weight).sum(), B)[0] for f in (newton_schulz_root, inverse_root))
-    assert torch.allclose((found + found.mT) / 2, (wanted + wanted.mT) / 2, atol=1e-10)
-    assert torch.autograd.gradgradcheck(lambda A: newton_schulz_root((A + A.mT) / 2), (B[0],), atol=1e-4)
-
-
-def test_transform_by_products():
-    g = torch.Generator().manual_seed(2)
-    Y = torch.randn(3, 40, 12, generator=g, dtype=torch.float64)
-    Y, d, rho = Y - Y.mean(-1, keepdim=True), torch.randn(3, 40, generator=g).double(), torch.rand(3, 40).double()
-    for found, wanted in zip(
-        product_transform(Y, d, rho, inflation=1.1, rtpp=0.3),
-        transform(Y, d, rho, inflation=1.1, rtpp=0.3),
-        strict=True,
-    ):
-        assert torch.allclose(found, wanted, rtol=0, atol=1e-10)
-
-
-def test_root_messages():
-    with pytest.raises(ValueError, match="lower bound"):
-        newton_schulz_root(torch.eye(2), least=0.0)
-    with pytest.raises(ValueError, match="finite"):
-        newton_schulz_root(torch.full((2, 2), torch.nan))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_agrees_with_the_cpu():
-    forecast, obs = ensemble(LAND), some_observations(LAND)
-    for method in (LETKF(9e5), LETKF(9e5, stride=3, basins="connected"), LETKF(9e5, vertical_half_width=90.0)):
-        there = method.analysis(forecast.to("cuda"), obs)
-        same(there.to("cpu"), method.analysis(forecast, obs), 1e-10)
 
 
 # --- messages ------------------------------------------------------------------------------------
