@@ -13,9 +13,10 @@ from .climatology import annual_cycle, anomaly
 from .conventions import area_mean, area_of, check_units, thickness_of, wet_area
 from .cross_spectra import cross_spectrum, temporal_coherence
 from .ensemble_study import EnsembleSkill
+from .enthalpy import enthalpy_content
 from .eofs import eofs
 from .guard import compute, memory_needed
-from .heat import global_heat_content, heat_content, heat_uptake, tendency, trend
+from .heat import HEAT_CONVENTIONS, HeatConvention, global_heat_content, heat_content, heat_uptake, tendency, trend
 from .heat_budget import basin_totals, heat_closure, thermosteric_efficiency, trend_with_error
 from .heat_uptake_study import HeatUptake
 from .heatwaves import heatwave_climatology, marine_heatwaves
@@ -23,6 +24,7 @@ from .ice import ice_area, ice_extent, ice_volume, marginal_ice_zone, snow_volum
 from .ice_deformation import deformation, velocity_gradients
 from .ice_errors import drift_error, ice_probability, iiee, sps
 from .ice_scaling import deformation_moments, scaling_exponents
+from .imprinting import imprint
 from .indices import nino, nino34
 from .multivariate import energy_score, variogram_score
 from .page import Report
@@ -45,9 +47,10 @@ from .scorecard_table import scorecard_table
 from .scorecards import samudra_scorecard
 from .sea_level import dynamic_sea_level, global_steric, steric
 from .sea_level_budget import absolute_sea_level, at_points, barystatic, sea_level_closure
+from .sea_level_loads import ice_loaded_sea_level, inverse_barometer
 from .skill import bias, crps_ensemble, mae, rmse, skill_score, spread_error, variance_ratio
 from .spectra import isotropic_spectrum, kinetic_energy_spectrum, spectral_slope, spectral_slope_error
-from .sphere import spherical_spectrum
+from .sphere import spherical_energy_spectrum, spherical_spectrum
 from .stream import MemoryNeededError, stream, stream_plan
 from .structure import structure_function
 from .studies import Study, report
@@ -56,6 +59,7 @@ from .totals import block_length, bootstrap, merged, resampled, score_totals, sc
 from .variability import deseasoned, detrended, eddy_kinetic_energy, temporal_variance
 
 __all__ = [
+    "HEAT_CONVENTIONS",
     "REGIONS",
     "AssimilationSkill",
     "Averaged",
@@ -64,6 +68,7 @@ __all__ = [
     "EnsembleSkill",
     "GlobalSteric",
     "HeatContent",
+    "HeatConvention",
     "HeatUptake",
     "MemoryNeededError",
     "Region",
@@ -97,6 +102,7 @@ __all__ = [
     "dynamic_sea_level",
     "eddy_kinetic_energy",
     "energy_score",
+    "enthalpy_content",
     "eofs",
     "event_table",
     "global_heat_content",
@@ -107,9 +113,12 @@ __all__ = [
     "heatwave_climatology",
     "ice_area",
     "ice_extent",
+    "ice_loaded_sea_level",
     "ice_probability",
     "ice_volume",
     "iiee",
+    "imprint",
+    "inverse_barometer",
     "isotropic_spectrum",
     "kinetic_energy_spectrum",
     "mae",
@@ -144,6 +153,7 @@ __all__ = [
     "snow_volume",
     "spectral_slope",
     "spectral_slope_error",
+    "spherical_energy_spectrum",
     "spherical_spectrum",
     "spread_error",
     "sps",

@@ -20,6 +20,7 @@ import xarray as xr
 
 from . import seawater
 from .conventions import bare, check_units, described, horizontal_dims, matched, thickness_within, vertical_dim
+from .coordinates import check_field, check_levels
 from .eos import REFERENCE_SLOPE, check_water
 
 _Array = np.ndarray[Any, Any]
@@ -142,12 +143,12 @@ def mixed_layer_depth(
     (…) in m, float64, lazy for lazy input; the deepest wet level where the criterion is not met, NaN on land. Raises
     ValueError for other units, levels that are not depths rising downwards, or a criterion that is not positive.
     """
+    check_field(thetao, "thetao")
     dim = vertical_dim(thetao)
-    lev = np.asarray(thetao.indexes[dim], dtype="f8") if dim in thetao.indexes else None
-    if lev is None or lev.size < 2 or np.any(np.diff(lev) <= 0) or lev[0] < 0:
-        raise ValueError(
-            f"{dim!r} must hold depths in m, positive down, from the surface downwards: sortby or negate it"
-        )
+    check_levels(thetao, dim)
+    if dim not in thetao.indexes or thetao.sizes[dim] < 2:
+        raise ValueError(f"{dim!r} must hold two depths or more in m, positive down: assign_coords({dim}=…)")
+    lev = np.asarray(thetao.indexes[dim], dtype="f8")
     if not lev[0] <= reference < lev[-1]:
         raise ValueError(f"reference must lie between the levels {lev[0]:g} and {lev[-1]:g} m, got {reference:g}")
     if so is None:

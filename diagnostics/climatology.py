@@ -11,6 +11,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from .conventions import matched
+from .coordinates import check_along
+from .heat import elapsed_seconds
+
 HARMONICS = ["mean", "cosine", "sine"]
 
 
@@ -32,8 +36,8 @@ def annual_cycle(field: xr.DataArray) -> xr.DataArray:
 
     Raises ValueError for fewer than three times.
     """
-    if field.sizes["time"] < 3:
-        raise ValueError(f"{field.name}: an annual cycle needs at least three times, got {field.sizes['time']}")
+    check_along(field, "time", 3, "an annual cycle")
+    elapsed_seconds(field["time"])  # says what is wrong with numbers
     basis = _basis(field["time"])
     solve = np.linalg.pinv(basis.transpose("time", "harmonic").values)
     weights = xr.DataArray(solve, dims=("harmonic", "time"), coords={"harmonic": HARMONICS})
@@ -48,8 +52,11 @@ def anomaly(field: xr.DataArray, cycle: xr.DataArray | None = None) -> xr.DataAr
     Args:
         field: `(time, ...)`.
         cycle: `(harmonic, ...)` from `annual_cycle`; default the field's own.
+
+    Raises ValueError for a cycle of other places: xarray alone would keep what both have.
     """
-    cycle = annual_cycle(field) if cycle is None else cycle
+    check_along(field, "time", 1, "an anomaly")
+    cycle = annual_cycle(field) if cycle is None else matched(field, cycle)
     season = (cycle * _basis(field["time"])).sum("harmonic", skipna=False)
     return (field - season).transpose(*field.dims).assign_attrs(field.attrs)
 

@@ -7,6 +7,12 @@ coordinates. A mean over cells x with weights w uses one mask for both sums, in 
 
 and a cell between the latitudes s and n has the area R^2 dlon (sin n - sin s) exactly. Names and units are
 those of the CF conventions and of CMIP (Griffies et al. 2016, Geosci. Model Dev. 9, 3231).
+
+Input that cannot be right is a ValueError that names the variable and what to do, raised at the call for what is known
+without reading data: units, dimensions, coordinates, areas in memory. What only the values show is raised when they are
+computed. Where nothing is finite, a mean, an integral, a score or a spectrum of that place, time or region is NaN, from
+memory as from a lazy store, so both give the same; only what has no NaN to return (EOFs, a spectrum of maps that must
+not have land) raises.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from .coordinates import check_degrees, check_field, check_levels, check_places, mismatch, named, pair_named
 
 EARTH_RADIUS = 6.371e6
 """Radius of the sphere, m."""
@@ -42,6 +50,8 @@ _ALIASES = {
     "m s-1": ("m s-1", "m/s", "m s**-1", "m s^-1", "meter second-1"),
     "m": ("m", "meter", "meters", "metre", "metres"),
     "m2": ("m2", "m^2", "m**2"),
+    "Pa": ("Pa", "pascal", "N m-2", "N/m2"),
+    "kg m-2": ("kg m-2", "kg/m2", "kg m**-2", "kg m^-2"),
     "J": ("J", "joule", "joules"),
     "J m-2": ("J m-2", "J/m2", "J m**-2", "J m^-2"),
     "W m-2": ("W m-2", "W/m2", "W m**-2", "W m^-2", "watt m-2"),
@@ -50,21 +60,27 @@ _CONVERSIONS = {
     ("degC", "K"): "subtract 273.15",
     ("degC", "kelvin"): "subtract 273.15",
     ("m s-1", "cm s-1"): "divide by 100",
+    ("degC", "degK"): "subtract 273.15",
+    ("0.001", "kg kg-1"): "multiply by 1000",
+    ("m2", "km2"): "multiply by 1e6",
+    ("m2", "cm2"): "divide by 1e4",
+    ("J", "ZJ"): "multiply by 1e21",
+    ("Pa", "hPa"): "multiply by 100",
+    ("Pa", "mbar"): "multiply by 100",
+    ("m", "km"): "multiply by 1000",
     ("m", "cm"): "divide by 100",
     ("m", "mm"): "divide by 1000",
 }
-
-
-def _name(field: xr.DataArray) -> str:
-    return repr(str(field.name)) if field.name is not None else "the unnamed field"
 
 
 def check_units(field: xr.DataArray, wanted: str) -> None:
     """Raise ValueError unless the units attribute of `field` is `wanted` or an alias of it.
 
     `wanted` is a CF unit such as "degC", "0.001", "m s-1" or "m". Nothing is converted: kelvin for "degC" is
-    an error that says how to convert, because a silent offset of 273.15 K is a heat content of 8e11 J m-2.
+    an error that says how to convert, because a silent offset of 273.15 K is a heat content of 8e11 J m-2. TypeError
+    for what is no DataArray.
     """
+    check_field(field, f"a field in {wanted!r}")
     got = field.attrs.get("units")
     if got is not None and str(got).strip() in _ALIASES.get(wanted, (wanted,)):
         return
@@ -74,7 +90,14 @@ def check_units(field: xr.DataArray, wanted: str) -> None:
         how = _CONVERSIONS.get((wanted, str(got).strip()), "convert the values")
         advice = f"{how} and set .attrs['units'] = {wanted!r}"
     came = "no units attribute" if got is None else f"units {str(got)!r}"
-    raise ValueError(f"{_name(field)} must be in {wanted!r} but has {came}: {advice}")
+    raise ValueError(f"{named(field)} must be in {wanted!r} but has {came}: {advice}")
+
+
+def check_stated_units(field: xr.DataArray, wanted: str) -> None:
+    """As `check_units` for an argument whose unit is documented: none is taken to be `wanted`, another is an error."""
+    check_field(field, f"an argument in {wanted!r}")
+    if "units" in field.attrs:
+        check_units(field, wanted)
 
 
 def same_units(first: xr.DataArray, second: xr.DataArray) -> None:
@@ -83,7 +106,7 @@ def same_units(first: xr.DataArray, second: xr.DataArray) -> None:
     if None in units or str(units[0]) == str(units[1]):
         return
     if not any(str(units[0]) in names and str(units[1]) in names for names in _ALIASES.values()):
-        came = f"{_name(first)} is in {str(units[0])!r}, {_name(second)} in {str(units[1])!r}"
+        came = f"{named(first)} is in {str(units[0])!r}, {named(second)} in {str(units[1])!r}"
         raise ValueError(f"units must agree but {came}: convert one of them")
 
 
@@ -116,43 +139,22 @@ def described(field: xr.DataArray, name: Hashable, /, **attrs: Any) -> xr.DataAr
     return field.drop_attrs(deep=False).rename(name).assign_attrs(attrs)
 
 
-def _mismatch(field: xr.DataArray, other: xr.DataArray) -> str:
-    """Which coordinate differs, and what to do about it."""
-    for d in field.dims:
-        if d not in other.dims or d not in field.indexes or d not in other.indexes:
-            continue
-        ours, theirs = (np.asarray(f.indexes[d]) for f in (field, other))
-        if ours.shape == theirs.shape and np.array_equal(ours, theirs):
-            continue
-        if d == "member" and set(ours.tolist()) != set(theirs.tolist()):
-            return f"members {theirs.tolist()} are not {ours.tolist()}; select those that both have"
-        if ours.dtype.kind == "O" or theirs.dtype.kind == "O" or ours.dtype.kind in "mM":
-            spans = [f"{len(t)} from {t[0]} to {t[-1]}" for t in (theirs, ours) if len(t)]
-            return f"{d!r} is {' not '.join(spans)}; select common times, with the same calendar and time of day"
-        if ours.dtype.kind in "if" and theirs.dtype.kind in "if" and ours.shape == theirs.shape:
-            if np.allclose(np.sort(ours % 360), np.sort(theirs % 360)) and "lon" in str(d):
-                return f"{d!r} counts from another meridian; assign_coords({d}={d} % 360).sortby({d!r}) on both"
-            if np.allclose(np.sort(ours), np.sort(theirs)):
-                return f"{d!r} runs in another order; sortby({d!r}) on both"
-            if np.allclose(ours, -theirs):
-                return f"{d!r} has the other sign; make both depths, positive down"
-        return f"{d!r} differs; select or interpolate to common coordinates first"
-    return "select or interpolate to common coordinates first"
-
-
 def matched(field: xr.DataArray, other: xr.DataArray, *, exclude: Iterable[Hashable] = ()) -> xr.DataArray:
     """Return `other`, bare, on exactly the coordinates of `field` and chunked like it.
 
     xarray's own arithmetic keeps the intersection of unequal coordinates, silently; here they are a
-    ValueError. Equal chunks keep a binary operation at one task per chunk instead of one per overlap.
+    ValueError, which names the coordinate and by how much it differs, also for two-dimensional lat and lon in memory.
+    Equal chunks keep a binary operation at one task per chunk instead of one per overlap.
     """
+    check_field(field)
+    check_field(other)
     try:
         xr.align(field, other, join="exact", copy=False, exclude=frozenset(exclude))
     except ValueError as error:
         raise ValueError(
-            f"{_name(other)} and {_name(field)} must share their coordinates exactly but do not: "
-            + f"{_mismatch(field, other)} ({error})"
+            f"{pair_named(other, field)} must share their coordinates exactly but do not: {mismatch(field, other)}"
         ) from error
+    check_places(field, other)
     other = bare(other)
     if field.chunks is None:
         return other
@@ -173,7 +175,7 @@ def _edges(centres: xr.DataArray, bounds: xr.DataArray | None) -> np.ndarray[Any
         return np.asarray(bounds, dtype="f8")
     x = np.asarray(centres, dtype="f8")
     if x.size < 2:
-        raise ValueError(f"cannot infer cell widths from a single {_name(centres)}: give `areacello` (m2)")
+        raise ValueError(f"cannot infer cell widths from a single {named(centres)}: give `areacello` (m2)")
     middle = (x[1:] + x[:-1]) / 2
     inner = np.concatenate([[2 * x[0] - middle[0]], middle, [2 * x[-1] - middle[-1]]])
     return np.stack([inner[:-1], inner[1:]], axis=1)
@@ -195,6 +197,7 @@ def area_of(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
         raise ValueError(
             "cell areas need `areacello` (m2) or one-dimensional lat and lon: assign areacello as coordinate"
         )
+    check_degrees(lat, lon)
     south_north = np.clip(_edges(lat, coordinate(obj, f"{lat.name}_bnds")), -90, 90)
     east_west = _edges(lon.copy(data=np.unwrap(lon.data, period=360)), coordinate(obj, f"{lon.name}_bnds"))
     band = np.abs(np.diff(np.sin(np.deg2rad(south_north)), axis=1))
@@ -202,6 +205,21 @@ def area_of(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
     attrs = {"units": "m2", "standard_name": "cell_area", "earth_radius": EARTH_RADIUS}
     area = xr.DataArray(EARTH_RADIUS**2 * band * width.T, dims=(*lat.dims, *lon.dims), attrs=attrs, name="areacello")
     return area.assign_coords({d: obj.indexes[d] for d in area.dims if d in obj.indexes})
+
+
+def cell_area(field: xr.DataArray, area: xr.DataArray | None) -> xr.DataArray:
+    """The areas (m2) that a caller gave for the cells of `field`, bare, or `area_of(field)` for None.
+
+    Raises ValueError if they state another unit than m2 or are, in memory, negative.
+    """
+    if area is None:
+        return area_of(field)
+    check_stated_units(area, "m2")
+    if area.chunks is None and bool((area < 0).any()):
+        raise ValueError(
+            f"{named(area)} must be areas in m2 but is negative down to {float(area.min()):g}: mask or abs()"
+        )
+    return bare(area)
 
 
 def thickness_of(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
@@ -218,7 +236,7 @@ def thickness_of(obj: xr.DataArray | xr.Dataset) -> xr.DataArray:
         coordinate(obj, str(obj[dim].attrs.get("bounds", f"{dim}_bnds")), "lev_bnds") if dim in obj.coords else None
     )
     if bounds is None:
-        name = _name(obj) if isinstance(obj, xr.DataArray) else "the dataset"
+        name = named(obj) if isinstance(obj, xr.DataArray) else "the dataset"
         raise ValueError(
             f"{name} has no layer thickness: assign `dz` ({dim}) or `thkcello` in m as coordinate, or pass "
             f"dz=thickness_of(dataset) where the dataset has {dim}_bnds"
@@ -237,11 +255,6 @@ def _overlap(
     top = bottom - dz
     # Partial cells may end above their nominal level, so only a column common to all places can be checked.
     # Levels whose upper neighbours were dropped lie too deep in the layers that are left.
-    if lev is not None and np.any(lev < 0):
-        raise ValueError(
-            f"levels must be depths in m, positive down, got {lev[:3]}…: if they are heights, change their sign "
-            "(assign_coords(lev=-lev)) and run from the surface downwards (sortby)"
-        )
     if dz.ndim == 1 and lev is not None and np.any((lev < top - 1e-3 * dz) | (lev > top + 0.75 * dz)):
         raise ValueError(
             "thicknesses must be stacked from the surface downwards, each level in its layer, but the levels "
@@ -258,13 +271,21 @@ def thickness_within(
     """Thickness in m of the part of each layer that lies between the depths `depth[0]` and `depth[1]` (m).
 
     `field` is (…, lev, …); `dz` (m) defaults to `thickness_of(field)` and must begin at the surface. Raises
-    ValueError for an empty range, and (when computed) for levels that lie outside their layers.
+    ValueError for an empty range, levels that are not depths in m from the surface downwards, thicknesses in
+    another unit or negative, and (when computed) for levels that lie outside their layers.
     """
     top, bottom = depth
     if not 0 <= top < bottom:
         raise ValueError(f"depth must be (top, bottom) with 0 <= top < bottom in m, got {depth}")
     dim = vertical_dim(field)
+    check_levels(field, dim)
+    if dz is not None:
+        check_stated_units(dz, "m")
     dz = matched(field, thickness_of(field) if dz is None else dz)
+    if dz.chunks is None and bool((dz < 0).any()):
+        raise ValueError(
+            f"the layer thickness {named(dz)} must not be negative but is, down to {float(dz.min()):g} m: abs()"
+        )
     if dim not in dz.dims:
         raise ValueError(f"dz must have the dimension {dim!r}, got {dz.dims}")
     lev = np.asarray(field.indexes[dim], dtype="f8") if dim in field.indexes else None
@@ -290,7 +311,7 @@ def weighted_mean(field: xr.DataArray, weights: xr.DataArray | None, *, dim: Ite
     if weights is None:
         return field.astype("f8").mean(dims, skipna=True, keep_attrs=True)
     if not set(weights.dims) <= set(field.dims):
-        raise ValueError(f"weights {weights.dims} have dimensions that {_name(field)} {field.dims} lacks: reduce them")
+        raise ValueError(f"weights {weights.dims} have dimensions that {named(field)} {field.dims} lacks: reduce them")
     weights = matched(field, weights).astype("f8").fillna(0)
     total = (field.fillna(0) * weights).sum(dims)
     wet = (field.notnull() * weights).sum(dims)
@@ -308,7 +329,9 @@ def area_mean(field: xr.DataArray, area: xr.DataArray | None = None) -> xr.DataA
 def wet_area(field: xr.DataArray, area: xr.DataArray | None = None) -> xr.DataArray:
     """Area in m2, a scalar, of the cells where the first level, time and member of `field` is finite."""
     dims = horizontal_dims(field)
+    for name in set(_VERTICAL) & set(field.dims):
+        check_levels(field, name)
     surface = field.isel({d: 0 for d in field.dims if d not in dims}, drop=True)
-    area = matched(surface, area_of(field) if area is None else area).astype("f8")
+    area = matched(surface, cell_area(field, area)).astype("f8")
     wet = bare((surface.notnull() * area).sum(dims))
     return described(wet, "ocean_area", units="m2", long_name="area of the ocean surface")

@@ -19,6 +19,7 @@ import scipy.fft
 import xarray as xr
 
 from .conventions import bare, described, horizontal_dims, matched
+from .coordinates import check_along
 from .rings import MAPS_AT_ONCE, WINDOWS, power_sums, product_sums, rings_of, transformed
 from .spectra import check_choices, grid_spacing, labelled
 from .timescales import DAYS_PER_YEAR, time_step
@@ -123,6 +124,7 @@ def temporal_coherence(first: xr.DataArray, second: xr.DataArray, *, segment: in
     that independent series exceed once in twenty, 1 - 0.05^(1/(n-1)) for n segments less their overlap. float64, lazy
     for lazy input. Raises ValueError for uneven steps, other times, and fewer than two segments.
     """
+    check_along(first, dim, 1, "coherence")
     records = first.sizes[dim]
     if not 4 <= segment <= records // 2:
         raise ValueError(f"coherence needs segments of 4 to {records // 2} of the {records} records, got {segment}")

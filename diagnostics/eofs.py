@@ -25,6 +25,11 @@ _MOST_RECORDS = 20_000  # n² float64 of 3 GB
 
 def _eigen(gram: _Array, *, modes: int) -> _Array:
     """Leading eigenvalues in the first column, then the unit eigenvectors (mode, 1 + time), largest entry positive."""
+    if not np.isfinite(gram).all():
+        raise ValueError(
+            "EOFs need cells with a value at every time, but there is none of them (all NaN?): select another box or "
+            "depth, or fill the gaps in time first"
+        )
     values, vectors = np.linalg.eigh(gram)
     values, vectors = values[::-1][:modes], vectors[:, ::-1][:, :modes].T
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(1)[:, None], 1)

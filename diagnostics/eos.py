@@ -23,6 +23,7 @@ import xarray as xr
 
 from . import seawater
 from .conventions import bare, check_units, coordinate, matched, vertical_dim
+from .coordinates import check_degrees, check_levels
 
 _Array = np.ndarray[Any, Any]
 
@@ -92,8 +93,8 @@ class Place:
         lat, lon = coordinate(field, "lat", "latitude"), coordinate(field, "lon", "longitude")
         if lev is None or lat is None or lon is None:
             raise ValueError(f"density needs {dim!r} (m), lat and lon (degrees), got {list(field.coords)}: assign them")
-        if bool((lev < 0).any()):
-            raise ValueError(f"{dim!r} must be depth in m, positive down, got {lev.values[:3]}…: change its sign")
+        check_levels(field, dim)
+        check_degrees(lat, lon)
         where = [matched(field, c) for c in (lev.astype("f8"), lat, lon)]
         return cls(
             slope=_blockwise(partial(_remembered, salinity_slope), *where),

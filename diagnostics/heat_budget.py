@@ -1,6 +1,6 @@
 """Where the heat came from and how sure a trend is: closure with the surface flux, basins, trends with errors.
 
-    residual(t) = [OHC(t) - OHC(0)] - ∫_0^t F dt',      F = ∫ hfds dA                                  J
+    residual(t) = [OHC(t) - OHC(0)] - ∫_0^t F dt',      F = ∫ (hfds + hfgeou) dA                       J
 
 closes for snapshots of a model's own heat, with its own cp. An ordinary least-squares slope b of a series whose
 residuals remember has fewer independent values than records; with r1 the lag-one autocorrelation of the residuals,
@@ -18,8 +18,9 @@ import numpy as np
 import scipy.special
 import xarray as xr
 
-from .conventions import area_of, bare, check_units, described, horizontal_dims, matched
-from .heat import elapsed_seconds
+from .conventions import bare, cell_area, check_units, described, horizontal_dims, matched
+from .coordinates import check_along
+from .heat import rising_seconds
 
 _Array = np.ndarray[Any, Any]
 
@@ -50,15 +51,14 @@ def trend_with_error(series: xr.DataArray, *, level: float = 0.95, dim: str = "t
     independent values or fewer are left, all is NaN where a value is missing. Raises ValueError for fewer than five
     records or a time coordinate without a unit. Source: Santer et al. 2000.
     """
-    if series.sizes.get(dim, 0) < 5 or dim not in series.coords:
-        raise ValueError(f"a trend with an error needs five dates or more along {dim!r}, got {dict(series.sizes)}")
+    check_along(series, dim, 5, "a trend with an error")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     whole = series.chunk({d: -1 if d == dim else "auto" for d in series.dims}) if series.chunks else series
     found: xr.DataArray = xr.apply_ufunc(
         _fit,
         whole,
-        kwargs={"seconds": elapsed_seconds(series[dim]), "level": level},
+        kwargs={"seconds": rising_seconds(series[dim]), "level": level},
         input_core_dims=[[dim]],
         output_core_dims=[["_part"]],
         dask="parallelized",
@@ -82,41 +82,60 @@ def heat_closure(
     ohc: xr.DataArray,
     hfds: xr.DataArray,
     *,
+    hfgeou: xr.DataArray | None = None,
     area: xr.DataArray | None = None,
     dim: str = "time",
 ) -> xr.Dataset:
-    """Change of heat content beside the accumulated surface flux, and what is left.
+    """Change of heat content beside the accumulated surface and geothermal fluxes, and what is left.
 
     `ohc` (…, time), snapshots at the ends of the intervals, in J (global) or J m-2 (per cell); `hfds` (…, time, [lat|y,
     lon|x]) in W m-2, positive down, means over the interval that *ends* at its time, on the same times, so that its
-    first record is not used; `area` (lat|y, lon|x) in m2 to integrate the flux for heat in J, by default
-    `area_of(hfds)`. Returns change, accumulated and residual (…, time), in the units of `ohc`, zero at the first time,
-    float64, lazy for lazy input. Raises ValueError for other units or times.
+    first record is not used; `hfgeou` alike or without time, the geothermal flux through the sea floor, W m-2, positive
+    up into the ocean (about 0.1 W m-2, which a model may or may not have); `area` (lat|y, lon|x) in m2 to integrate the
+    fluxes for heat in J, by default `area_of(hfds)`. Returns change, accumulated, geothermal (if `hfgeou` is given) and
+    residual (…, time), in the units of `ohc`, zero at the first time, float64, lazy for lazy input. Raises ValueError
+    for other units, places, or times, and times that do not rise.
     """
     per_area = ohc.attrs.get("units") == "J m-2"
     check_units(ohc, "J m-2" if per_area else "J")
-    check_units(hfds, "W m-2")
-    flux = bare(hfds).astype("f8")
+    fluxes = {"accumulated": hfds} | ({} if hfgeou is None else {"geothermal": hfgeou})
+    for flux in fluxes.values():
+        check_units(flux, "W m-2")
+    check_along(ohc, dim, 2, "a budget")
+    if dim not in hfds.dims:
+        raise ValueError(f"hfds must have the dimension {dim!r} of the heat content, got {hfds.dims}")
+    if hfgeou is not None:
+        matched(hfds, hfgeou)
     if not per_area:
+        cells = matched(hfds, cell_area(hfds, area)).astype("f8")
         dims = horizontal_dims(hfds)
-        cells = matched(hfds, area_of(hfds) if area is None else area).astype("f8")
-        flux = (flux * cells).sum(dims, min_count=1)
-    seconds = elapsed_seconds(ohc[dim])
-    steps = xr.DataArray(np.diff(seconds, prepend=seconds[0]), dims=dim)
-    flux = matched(ohc, flux)
-    change = bare(ohc).astype("f8") - bare(ohc).isel({dim: 0}, drop=True).astype("f8")
-    accumulated = (flux.drop_vars(dim) * steps).cumsum(dim).transpose(*ohc.dims).assign_coords(ohc.coords)
-    change = change.assign_coords(ohc.coords)
+        fluxes = {k: (bare(f).astype("f8") * cells).sum(dims, min_count=1) for k, f in fluxes.items()}
+    change = (bare(ohc).astype("f8") - bare(ohc).isel({dim: 0}, drop=True).astype("f8")).assign_coords(ohc.coords)
+    sums = {k: _accumulated(ohc, flux, dim) for k, flux in fluxes.items()}
     units = ohc.attrs["units"]
+    residual = change
+    for heat in sums.values():
+        residual = residual - heat
     # Copies, for dask.compute loses a variable of a Dataset that another is computed from (pydata/xarray#11329).
     result = {
         "change": described(change * 1.0, "change", units=units, long_name="change of heat content"),
-        "accumulated": described(
-            accumulated * 1.0, "accumulated", units=units, long_name="accumulated surface heat flux"
-        ),
-        "residual": described(change - accumulated, "residual", units=units, long_name="change minus flux"),
+        **{k: described(v * 1.0, k, units=units, long_name=_FLUXES[k]) for k, v in sums.items()},
+        "residual": described(residual, "residual", units=units, long_name="change minus flux"),
     }
     return xr.Dataset(result)
+
+
+_FLUXES = {"accumulated": "accumulated surface heat flux", "geothermal": "accumulated geothermal heat flux"}
+
+
+def _accumulated(ohc: xr.DataArray, flux: xr.DataArray, dim: str) -> xr.DataArray:
+    """Heat (…, time) that a flux with or without time has brought since the first time, on the places of `ohc`."""
+    seconds = rising_seconds(ohc[dim])
+    steps = xr.DataArray(np.diff(seconds, prepend=seconds[0]), dims=dim)
+    flux = matched(ohc, flux).astype("f8")
+    steady = dim not in flux.dims
+    heat = flux * steps.cumsum(dim) if steady else (flux.drop_vars(dim, errors="ignore") * steps).cumsum(dim)
+    return heat.broadcast_like(bare(ohc).drop_vars(dim)).transpose(*ohc.dims).assign_coords(ohc.coords)
 
 
 def basin_totals(
@@ -135,7 +154,7 @@ def basin_totals(
         raise ValueError("basins has no number from 1 on: give CMIP's `basin`, or a map of your own numbers")
     if names is not None and (missing := [n for n in found if n not in names]):
         raise ValueError(f"basins has the numbers {missing} without a name: add them to names={{...}}")
-    cells = matched(field, area_of(field) if area is None else area).astype("f8")
+    cells = matched(field, cell_area(field, area)).astype("f8")
     where = matched(field, basins)
     dims = horizontal_dims(field)
     parts = [(bare(field) * cells.where(where == n)).sum(dims, min_count=1) for n in found]

@@ -17,7 +17,7 @@ import re
 
 import xarray as xr
 
-from .conventions import area_of, bare, check_units, described, horizontal_dims, matched
+from .conventions import bare, cell_area, check_units, described, horizontal_dims, matched
 
 THRESHOLD = 0.15
 """Concentration from which a cell counts as ice."""
@@ -52,7 +52,7 @@ def area_sum(field: xr.DataArray, area: xr.DataArray | None) -> xr.DataArray:
 
     `area` defaults to `area_of(field)`.
     """
-    area = matched(field, area_of(field) if area is None else area).astype("f8")
+    area = matched(field, cell_area(field, area)).astype("f8")
     return (field * area).sum(horizontal_dims(field), min_count=1)
 
 

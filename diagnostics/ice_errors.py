@@ -24,7 +24,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from .conventions import area_of, bare, check_units, described, horizontal_dims, matched, weighted_mean
+from .conventions import area_of, bare, cell_area, check_units, described, horizontal_dims, matched, weighted_mean
 from .ice import THRESHOLD, area_sum, is_ice
 from .skill import Dims, reduced
 
@@ -58,7 +58,7 @@ def iiee(
     lazy input. Cells that either lacks are left out of all. Raises ValueError for other units, coordinates that
     differ, a threshold outside (0, 1], unknown areas. Source: Goessling et al. 2016.
     """
-    area = area_of(obs) if area is None else area
+    area = cell_area(obs, area)
     theirs = is_ice(forecast, threshold)
     error = theirs - _beside(theirs, is_ice(obs, threshold))
     over, under = area_sum(error.clip(min=0), area), area_sum((-error).clip(min=0), area)
@@ -113,7 +113,7 @@ def sps(
     score = (p - _beside(p, is_ice(obs, threshold))) ** 2
     if fair:
         score = score - bare(p * (1 - p)) / (n - 1)
-    total = area_sum(score, area_of(obs) if area is None else area)
+    total = area_sum(score, cell_area(obs, area))
     about = {"long_name": f"{'fair ' if fair else ''}spatial probability score", "members": n, "threshold": threshold}
     return described(total, "sps", units="m2", **about)
 

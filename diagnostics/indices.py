@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import xarray as xr
 
-from .conventions import area_mean, bare, described, matched, vertical_dim
+from .conventions import area_mean, bare, check_units, described, matched, vertical_dim
+from .coordinates import check_along, check_levels
 from .regions import Region, select_region
 from .variability import deseasoned
 
@@ -27,11 +28,12 @@ NINO_REGIONS = {
 
 
 def uppermost(field: xr.DataArray) -> xr.DataArray:
-    """The first level of a field with levels, the field itself if it has none."""
+    """The first level of a field with levels, which must run downwards, the field itself if it has none."""
     try:
         lev = vertical_dim(field)
     except ValueError:
         return field
+    check_levels(field, lev)
     return field.isel({lev: 0}, drop=True)
 
 
@@ -45,14 +47,17 @@ def nino(
 ) -> xr.DataArray:
     """Index of El Niño: trailing mean of the anomalous surface temperature of a box.
 
-    `thetao` (…, time, [lev,] lat|y, lon|x) in degC; `region`, a name of `NINO_REGIONS`; `area` (lat|y, lon|x) in m2,
-    by default `area_of(thetao)`; `climatology` as in `deseasoned`; `window`, records of the trailing mean, also the
+    `thetao` (…, time, [lev,] lat|y, lon|x) in degC or K; `region`, a name of `NINO_REGIONS`; `area` (lat|y, lon|x) in
+    m2, by default `area_of(thetao)`; `climatology` as in `deseasoned`; `window`, records of the trailing mean, also the
     number dropped at the start. Returns (…, time) in the field's units, float64, lazy for lazy input, `window` records
     shorter. Raises ValueError for another name and if no more than `window` records are there, RegionError if the box
     holds no cell. Definition: see the module.
     """
     if region not in NINO_REGIONS:
         raise ValueError(f"region must be one of {[*NINO_REGIONS]}, got {region!r}")
+    check_along(thetao, "time", 1, "an index")
+    if str(thetao.attrs.get("units")).strip() != "K":  # an anomaly is the same in both
+        check_units(thetao, "degC")
     name = region.replace("Nino ", "Niño-")
     if thetao.sizes["time"] <= window:
         raise ValueError(

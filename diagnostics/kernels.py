@@ -2,7 +2,9 @@
 
     CRPS(x, y) = 1/M sum_i |x_i - y| - c sum_ij |x_i - x_j| / 2,     c = 1/M^2, or 1/(M (M-1)) if fair,
 
-where for sorted members sum_ij |x_i - x_j| = 2 sum_i (2i - M - 1) x_(i). With weights w_i that add up to 1,
+or alpha of the second plus 1 - alpha of the first if almost fair, which is (1 - eps) / (M (M-1)) with eps = (1 - alpha)
+/ M (Lang et al. 2024, arXiv:2412.15832); for sorted members sum_ij |x_i - x_j| = 2 sum_i (2i - M - 1) x_(i). With
+weights w_i that add up to 1,
 
     CRPS(x, y) = sum_i w_i |x_i - y| - c sum_ij w_i w_j |x_i - x_j| / 2,     c = 1, or 1/(1 - sum_i w_i^2) if fair,
 
@@ -96,7 +98,7 @@ def _crps_tiles(
 
 
 @compiled
-def _crps_present(ens: _Array, obs: _Array, fair: bool, out: _Array) -> None:
+def _crps_present(ens: _Array, obs: _Array, fair: float, out: _Array) -> None:
     column = np.empty(ens.shape[0], np.float64)
     for j in range(obs.size):
         n = 0
@@ -106,7 +108,7 @@ def _crps_present(ens: _Array, obs: _Array, fair: bool, out: _Array) -> None:
                 column[n] = ens[m, j] - obs[j]
                 distance += abs(column[n])
                 n += 1
-        least = 2 if fair else 1
+        least = 2 if fair > 0 else 1
         if n < least:
             out[j] = np.nan
             continue
@@ -114,7 +116,8 @@ def _crps_present(ens: _Array, obs: _Array, fair: bool, out: _Array) -> None:
         spread = 0.0
         for i in range(n):
             spread += (2 * i - n + 1) * column[i]
-        out[j] = distance / n - spread / (n * (n - 1) if fair else n * n)
+        pair_weight = (1 - fair) / (n * n) + (fair / (n * (n - 1)) if fair > 0 else 0.0)
+        out[j] = distance / n - spread * pair_weight
 
 
 def _flat(ens: _Array) -> tuple[_Array, int]:
@@ -127,7 +130,7 @@ def _flat(ens: _Array) -> tuple[_Array, int]:
 
 
 @compiled
-def _crps_weighted(ens: _Array, weights: _Array, obs: _Array, fair: bool, out: _Array) -> None:
+def _crps_weighted(ens: _Array, weights: _Array, obs: _Array, fair: float, out: _Array) -> None:
     members = ens.shape[0]
     column, share = np.empty(members, np.float64), np.empty(members, np.float64)
     for j in range(obs.size):
@@ -148,32 +151,41 @@ def _crps_weighted(ens: _Array, weights: _Array, obs: _Array, fair: bool, out: _
         for i in range(n):
             below += 2 * share[i]
             spread += share[i] * column[i] * (below - share[i] - total)
-        pairs = total * total - squares if fair else total * total
-        out[j] = distance / total - spread / pairs if pairs > 0 else np.nan
+        all_pairs, pairs = total * total, total * total - squares
+        if all_pairs > 0 and (pairs > 0 or fair == 0):
+            pair_weight = (1 - fair) / all_pairs + (fair / pairs if fair > 0 else 0.0)
+            out[j] = distance / total - spread * pair_weight
+        else:
+            out[j] = np.nan
 
 
-def crps_weighted(ens: _Array, weights: _Array, obs: _Array, *, fair: bool) -> _Array:
+def crps_weighted(ens: _Array, weights: _Array, obs: _Array, *, fair: float) -> _Array:
     """CRPS of members with `weights` >= 0 (member, point), which need not add up to 1, else as `crps`.
 
     A member of weight 0 is not there, its value may be NaN; NaN where all weights are 0, or all but one if fair.
     """
     out = np.empty(obs.shape, ens.dtype)
-    _crps_weighted(ens, weights, obs, fair, out)
+    _crps_weighted(ens, weights, obs, float(fair), out)
     return out
 
 
-def crps(ens: _Array, obs: _Array, *, fair: bool, skipna: bool) -> _Array:
+def pair_weight(members: int, fair: float) -> float:
+    """Weight c of a pair: 1/M^2 for `fair` 0, 1/(M (M-1)) for 1, and in between if almost fair."""
+    return (1 - fair) / members**2 + (fair / (members * (members - 1)) if fair > 0 else 0.0)
+
+
+def crps(ens: _Array, obs: _Array, *, fair: float, skipna: bool) -> _Array:
     """CRPS at each point: `ens` (member, point), `obs` (point), returns (point) in the dtype of `ens`.
 
+    `fair` is 0 (or False) for the plain score, 1 (or True) for the fair one, alpha for the almost fair one.
     NaN in a member or the observation gives NaN; with `skipna` only the members that are there count, each
     point with its own number of members (NaN if none, or fewer than two if fair).
     """
     if not skipna:
-        members = len(ens)
-        scores: _Array = _crps_all(ens, obs, 1 / (members * (members - 1)) if fair else 1 / members**2)[0]
+        scores: _Array = _crps_all(ens, obs, pair_weight(len(ens), fair))[0]
         return scores
     out = np.empty(obs.shape, ens.dtype)
-    _crps_present(ens, obs, fair, out)
+    _crps_present(ens, obs, float(fair), out)
     return out
 
 

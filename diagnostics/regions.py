@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from .conventions import coordinate, horizontal_dims
+from .coordinates import check_degrees
 
 _Array = np.ndarray[Any, Any]
 _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
@@ -78,6 +79,7 @@ def _axes(obj: xr.DataArray | xr.Dataset) -> tuple[_Array, _Array]:
         y = _one(y, axis=1, name="lat")
     if x.ndim == 2:
         x = _one(x, axis=0, name="lon")
+    check_degrees(lat, lon)
     return y, x
 
 

@@ -107,13 +107,16 @@ def _refuse(maps: _Array) -> tuple[_Array, _Array]:
     if missing:
         raise ValueError(
             f"a spectrum needs maps without NaN but {missing:.1%} of the values are (land?): choose a box of "
-            "open ocean, or land='fill' (ocean mean) or land='taper' (window that ends at the coast)"
+            "open ocean, or land='taper' (a window that falls to 0 at the coast), land='mask' (one that ends there) or "
+            "land='fill' (ocean mean)"
         )
     return maps, np.ones((1, *maps.shape[1:]))
 
 
 def _fill(maps: _Array) -> tuple[_Array, _Array]:
-    ocean_mean = np.nanmean(maps, axis=(1, 2), keepdims=True)
+    wet = np.isfinite(maps)
+    with np.errstate(invalid="ignore"):  # a map without ocean is NaN, and so is its spectrum
+        ocean_mean = maps.sum((1, 2), keepdims=True, where=wet) / wet.sum((1, 2), keepdims=True)
     return np.where(np.isnan(maps), ocean_mean, maps), np.ones((1, *maps.shape[1:]))
 
 
@@ -127,7 +130,15 @@ def _taper(maps: _Array) -> tuple[_Array, _Array]:
     return np.where(np.isnan(maps), 0.0, maps), np.sin(np.pi / 2 * np.stack(reach)) ** 2
 
 
-LAND = {"refuse": _refuse, "fill": _fill, "taper": _taper}
+def _mask(maps: _Array) -> tuple[_Array, _Array]:
+    """The window ends sharply at the coast, and what it lets through is corrected for its mean square."""
+    wet = ~np.isnan(maps)
+    if np.all(wet == wet[0]):
+        wet = wet[:1]
+    return np.where(np.isnan(maps), 0.0, maps), wet.astype("f8")
+
+
+LAND = {"refuse": _refuse, "fill": _fill, "mask": _mask, "taper": _taper}
 """What to do about NaN: maps (n, y, x) to maps without and the window of open water (n or 1, y, x)."""
 
 

@@ -29,8 +29,8 @@ from .columns import over_columns
 from .conventions import (
     RHO0,
     area_mean,
-    area_of,
     bare,
+    cell_area,
     check_units,
     described,
     horizontal_dims,
@@ -130,7 +130,7 @@ def volume_sums(
     place, states = _states(thetao, so, reference, parts=parts)
     rho_ref = place.density(*states.pop("reference"))
     rest = [place.slope, place.offset, place.pressure, rho_ref, thickness_within(thetao, depth=depth, dz=dz)]
-    area = matched(thetao, area_of(thetao) if area is None else area).astype("f8")
+    area = matched(thetao, cell_area(thetao, area)).astype("f8")
 
     def sums(water: tuple[xr.DataArray, xr.DataArray]) -> xr.Dataset:
         columns = over_columns(seawater.column_masses, [*water, *rest], like=thetao, outputs=3)

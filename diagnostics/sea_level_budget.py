@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .conventions import EARTH_RADIUS, area_of, bare, check_units, coordinate, described, horizontal_dims, matched
-from .heat import elapsed_seconds
+from .conventions import EARTH_RADIUS, bare, cell_area, check_units, coordinate, described, horizontal_dims, matched
+from .coordinates import check_along, check_degrees
+from .heat import rising_seconds
 from .sea_level import dynamic_sea_level
 
 _Array = np.ndarray[Any, Any]
@@ -65,9 +66,10 @@ def barystatic(
     if isinstance(ocean_area, xr.DataArray) and ocean_area.ndim:
         raise ValueError(f"ocean_area must be one number in m2, got dimensions {ocean_area.dims}: see wet_area")
     surface = bare(ocean_area) if isinstance(ocean_area, xr.DataArray) else ocean_area
-    cells = matched(wfo, area_of(wfo) if area is None else area).astype("f8")
+    cells = matched(wfo, cell_area(wfo, area)).astype("f8")
     rate = (bare(wfo) * cells).sum(horizontal_dims(wfo), min_count=1)
-    seconds = elapsed_seconds(wfo[dim])
+    check_along(wfo, dim, 2, "a rise")
+    seconds = rising_seconds(wfo[dim])
     steps = xr.DataArray(np.diff(seconds, prepend=seconds[0]), dims=dim)
     mass = (rate.drop_vars(dim) * steps).cumsum(dim)
     rise = (mass / (rho_fresh * surface)).assign_coords({dim: wfo[dim].variable})
@@ -112,6 +114,7 @@ def at_points(field: xr.DataArray, points: dict[str, tuple[float, float]], *, fa
     lat, lon = coordinate(field, "lat", "latitude"), coordinate(field, "lon", "longitude")
     if lat is None or lon is None:
         raise ValueError("places need lat and lon in degrees: assign them as coordinates, 1-D or 2-D")
+    check_degrees(lat, lon)
     first = bare(field).isel({d: 0 for d in field.dims if d not in dims}).transpose(*dims)
     wet = np.isfinite(first.to_numpy())
     both = (bare(c) for c in xr.broadcast(bare(lat), bare(lon)))

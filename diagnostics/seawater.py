@@ -176,6 +176,31 @@ def density(theta: _Array, sp: _Array, slope: _Array, offset: _Array, p: _Array)
     return out.reshape(np.broadcast_shapes(*(np.shape(f) for f in (theta, sp, slope, offset, p))))
 
 
+@compiled
+def _enthalpies(theta: _Array, sp: _Array, slope: _Array, offset: _Array, p: _Array, kept: bool, out: _Array) -> None:
+    for j in range(out.size):
+        sa = slope[j] * np.float64(sp[j]) + offset[j]
+        ct = np.float64(theta[j]) if kept else _conservative(sa, np.float64(theta[j]))
+        out[j] = _CP0 * ct / _volume(sa, ct, p[j])
+
+
+def enthalpy_density(
+    theta: _Array, sp: _Array, slope: _Array, offset: _Array, p: _Array, *, conservative: bool
+) -> _Array:
+    """Potential enthalpy per volume (J m-3), rho cp0 CT = gsw.rho gsw.enthalpy(SA, CT, 0), float64.
+
+    Arguments as `density`; `theta` is Conservative Temperature already if `conservative`.
+    """
+    fields = [np.atleast_2d(f) for f in (theta, sp, slope, offset, p)]
+    shape = np.broadcast_shapes(*(f.shape for f in fields))
+    out = np.empty((*shape[:-2], shape[-2] * shape[-1]))
+    rows = [_spread(f, shape, 2) for f in fields]
+    for index in np.ndindex(shape[:-2]):
+        x, y, a, b, c = (_at(f, index) for f in rows)
+        _enthalpies(x, y, a, b, c, conservative, out[index])
+    return out.reshape(np.broadcast_shapes(*(np.shape(f) for f in (theta, sp, slope, offset, p))))
+
+
 def _columnwise(
     function: Callable[..., None], columns: tuple[_Array, ...], constants: tuple[float, ...], outputs: int
 ) -> _Array:

@@ -3,6 +3,7 @@
 With M members x_i, observation y and <> the (weighted) mean over `dim`:
 
     CRPS    = <1/M sum|x_i - y| - c/2 sum|x_i - x_j|>,  c = 1/M^2, or 1/(M(M-1)) if fair    (Ferro 2014)
+              c = (1 - (1-alpha)/M) / (M(M-1)) if almost fair                          (Lang et al. 2024)
     spread  = <var_i x>^1/2 (M-1 in the variance),   error = <(mean_i x - y)^2>^1/2
     ratio   = ((M+1)/M)^1/2 spread / error = 1 for a reliable ensemble                   (Fortin et al. 2014)
     rank    = number of members below y, flat if y is like a member                         (Hamill 2001)
@@ -25,6 +26,7 @@ import xarray as xr
 
 from . import kernels
 from .conventions import bare, described, horizontal_dims, matched, same_units, weighted_mean
+from .coordinates import check_field
 
 _Array = np.ndarray[Any, Any]
 Dims = str | Iterable[str] | None
@@ -32,6 +34,7 @@ Dims = str | Iterable[str] | None
 
 def reduced(dim: Dims, field: xr.DataArray) -> list[str]:
     """Dimensions to average over: all those of `field` for None."""
+    check_field(field, "the observations")
     dims = [str(d) for d in field.dims] if dim is None else [dim] if isinstance(dim, str) else list(dim)
     if missing := set(dims) - set(field.dims):
         raise ValueError(f"dim has {sorted(missing)}, which the observations {field.dims} lack: choose among these")
@@ -40,6 +43,8 @@ def reduced(dim: Dims, field: xr.DataArray) -> list[str]:
 
 def paired(obs: xr.DataArray, ens: xr.DataArray, member_dim: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Observations and members on the same places, all members of a place in one chunk."""
+    check_field(obs, "the observations")
+    check_field(ens, "the ensemble")
     if member_dim not in ens.dims or member_dim in obs.dims:
         raise ValueError(
             f"the ensemble must have and the observations must not have the dimension {member_dim!r}: got "
@@ -102,6 +107,7 @@ def crps_ensemble(
     member_dim: str = "member",
     dim: Dims = None,
     fair: bool = False,
+    alpha: float | None = None,
     weights: xr.DataArray | None = None,
     member_weights: xr.DataArray | None = None,
     threshold: tuple[float, float] | None = None,
@@ -109,33 +115,48 @@ def crps_ensemble(
 ) -> xr.DataArray:
     """Continuous ranked probability score of an ensemble, in the units of the field; 0 is perfect.
 
-    `obs` (…) and `ens` (member, …) with the same other dimensions and units; `dim` to average over, all by
-    default, `()` for a map; `fair` for the score of the distribution that M members sample; `weights` (…) as
-    an area; `member_weights` (member) or (member, …), importance weights >= 0 of any sum, 0 for a member that is
-    not there; `threshold` (low, high) to judge only what lies between, as (20, inf) for heat (Gneiting & Ranjan
-    2011, J. Bus. Econ. Stat. 29, 411); `skipna` to score each place with the members that are there, else a
-    missing member leaves the place out. Returns the dimensions that are left; lazy for lazy input, which may be
-    chunked at will. Raises ValueError for dimensions, coordinates or units that differ, for negative weights, an
-    empty threshold, and for fair with one member.
+    `obs` (…) and `ens` (member, …) with the same other dimensions and units; `dim` to average over, all by default,
+    `()` for a map; `fair` for the score of the distribution that M members sample; `alpha`, from 0 to 1, for the almost
+    fair score that networks are trained with (Lang et al. 2024, arXiv:2412.15832): alpha times the fair plus 1 - alpha
+    times the plain one, 0.95 there; `weights` (…) as an area; `member_weights` (member) or (member, …), importance
+    weights >= 0 of any sum, 0 for a member that is not there; `threshold` (low, high) to judge only what lies between,
+    as (20, inf) for heat (Gneiting & Ranjan 2011, J. Bus. Econ. Stat. 29, 411); `skipna` to score each place with the
+    members that are there, else a missing member leaves the place out. Returns the dimensions that are left; lazy for
+    lazy input, which may be chunked at will. Raises ValueError for dimensions, coordinates or units that differ, for
+    negative weights, an empty threshold, an alpha beyond 0 to 1 or beside fair=True, and for (almost) fair with one
+    member.
     """
     y, x = paired(obs, ens, member_dim)
     dims = reduced(dim, y)
-    if fair and x.sizes[member_dim] < 2:
+    share = _fairness(fair, alpha)
+    if share and x.sizes[member_dim] < 2:
         raise ValueError("a fair CRPS needs at least two members, got 1: use fair=False (absolute error)")
     if threshold is not None:
         if not threshold[0] < threshold[1]:
             raise ValueError(f"threshold must be (low, high) with low < high, got {threshold}")
         # Scoring clipped values is weighting the integral over thresholds with 1 inside and 0 outside.
         y, x = (f.clip(*threshold).astype(f.dtype) for f in (y, x))
-    values = _crps_map(y, x, member_dim, member_weights, fair=fair, skipna=skipna).assign_coords(obs.coords)
+    values = _crps_map(y, x, member_dim, member_weights, fair=share, skipna=skipna).assign_coords(obs.coords)
     result = weighted_mean(values, weights, dim=dims) if dims else values
-    name = ("threshold-weighted " if threshold else "") + ("fair CRPS" if fair else "CRPS")
-    told = {"members": x.sizes[member_dim]} | ({"threshold": list(threshold)} if threshold else {})
+    name = ("threshold-weighted " if threshold else "") + (
+        "CRPS" if not share else "fair CRPS" if share == 1 else "almost fair CRPS"
+    )
+    told: dict[str, Any] = {"members": x.sizes[member_dim]} | ({"threshold": list(threshold)} if threshold else {})
+    told |= {} if alpha is None else {"alpha": alpha}
     return described(result, "crps", **units_of(obs, ens), long_name=name, **told)
 
 
+def _fairness(fair: bool, alpha: float | None) -> float:
+    """Share of the fair score: 0, 1, or alpha."""
+    if alpha is None:
+        return float(fair)
+    if fair or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be from 0 (plain) to 1 (fair) and without fair=True, got {alpha} and fair={fair}")
+    return float(alpha)
+
+
 def _crps_map(
-    y: xr.DataArray, x: xr.DataArray, member_dim: str, member_weights: xr.DataArray | None, *, fair: bool, skipna: bool
+    y: xr.DataArray, x: xr.DataArray, member_dim: str, member_weights: xr.DataArray | None, *, fair: float, skipna: bool
 ) -> xr.DataArray:
     if member_weights is None:
 
@@ -234,6 +255,8 @@ def mae(
 
 def difference(obs: xr.DataArray, forecast: xr.DataArray) -> xr.DataArray:
     """Forecast minus observation, float64, at common coordinates; ValueError for others or other units."""
+    check_field(obs, "the observations")
+    check_field(forecast, "the forecast")
     if missing := set(obs.dims) - set(forecast.dims):
         raise ValueError(f"the forecast {forecast.dims} lacks the observations' {sorted(map(str, missing))}")
     same_units(obs, forecast)

@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 
 from .conventions import EARTH_RADIUS, bare, check_units, coordinate, described, horizontal_dims, matched
+from .coordinates import check_degrees, named
 from .rings import LAND, MAPS_AT_ONCE, ORDERS, WINDOWS, Rings, power_sums, rings_of, transformed
 
 _Array = np.ndarray[Any, Any]
@@ -35,6 +36,7 @@ def _spectra(
     mean: bool,
     truncate: bool,
     land: str,
+    name: str = "a spectrum",
 ) -> _Array:
     """Isotropic spectra (…, ring), float64, of maps (…, y, x)."""
     ny, nx = maps.shape[-2:]
@@ -43,8 +45,12 @@ def _spectra(
     out = np.empty((len(flat), rings.k.size))
     for first in range(0, len(flat), MAPS_AT_ONCE):
         part = slice(first, first + MAPS_AT_ONCE)
-        modes, squares = transformed(flat[part], detrend=detrend, window=window, land=land)
-        out[part] = power_sums(modes, rings) / ((ny * nx) ** 2 * squares * rings.dk)[:, None]
+        try:
+            modes, squares = transformed(flat[part], detrend=detrend, window=window, land=land)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        with np.errstate(invalid="ignore"):  # a map without ocean has neither modes nor window: NaN
+            out[part] = power_sums(modes, rings) / ((ny * nx) ** 2 * squares * rings.dk)[:, None]
     if mean:
         modes_per_area = spacing[0] * spacing[1] * ny * nx * rings.dk
         out *= 2 * np.pi * rings.k * modes_per_area / np.maximum(rings.n_modes, 1)
@@ -60,6 +66,7 @@ def grid_spacing(field: xr.DataArray, dim: tuple[str, str]) -> tuple[float, floa
     lat, lon = coordinate(field, "lat", "latitude"), coordinate(field, "lon", "longitude")
     if lat is None or lon is None or lat.chunks is not None or lon.chunks is not None:
         raise ValueError("distances need lat and lon in memory: assign or load() them, or give spacing=(dy, dx) in m")
+    check_degrees(lat, lon)
     both = xr.broadcast(bare(lat), bare(lon))
     north, east = (np.deg2rad(c.transpose(*dim).to_numpy().astype("f8")) for c in both)
     dy, dx = (_distances(north, east, axis) for axis in (0, 1))
@@ -111,9 +118,12 @@ def isotropic_spectrum(
     `spacing` (dy, dx) in m, by default measured from lat and lon; `detrend` None, "constant" or "linear" (a
     plane); `window` None or "hann"; `normalize` "sum" (keeps the variance) or "mean" (2 pi k times the ring
     mean: smoother, not exact for ragged rings); `truncate` at the smaller Nyquist wavenumber, else to the
-    corners; `land` "refuse" NaN, "fill" it with the ocean mean of its map (the step at the coast adds
-    small scales, threefold in a k^-3 field), or "taper" the window to 0 at the coast (no such bias, but peaks
-    are smoothed over the wavenumbers of the taper, an eighth of the box).
+    corners; `land` "refuse" NaN, or a window w of the ocean, whose <w²> corrects for what is missing: "taper" it to
+    0 at the coast (peaks are smoothed over the wavenumbers of the taper, an eighth of the box; under islands the large
+    scales of a k^-3 field come out up to three times too high, the smallest right), "mask", 1 to the coast (all of the
+    ocean counts: within 6 % for k^-1 or flatter, but the coast adds small scales to steeper ones, 1.7 times theirs for
+    k^-2 and 27 times for k^-3 under islands on 13 % of the box), or "fill" land with the ocean mean of its map (as
+    "mask", without the correction).
 
     Returns (…, wavenumber), float64, lazy for lazy input, in units^2 m, with the coordinates wavenumber (ring
     centres, m-1), n_modes and mean_wavenumber. Raises ValueError for unknown options, lazy or missing lat and
@@ -133,7 +143,7 @@ def isotropic_spectrum(
         whole,
         input_core_dims=[list(dim)],
         output_core_dims=[["wavenumber"]],
-        kwargs={**options, "mean": normalize == "mean"},
+        kwargs={**options, "mean": normalize == "mean", "name": named(field)},
         dask="parallelized",
         output_dtypes=["f8"],
         dask_gufunc_kwargs={"output_sizes": {"wavenumber": rings.k.size}},

@@ -18,6 +18,7 @@ import scipy.fft
 import xarray as xr
 
 from .conventions import described, horizontal_dims
+from .coordinates import check_along
 from .heat import elapsed_seconds
 
 _Array = np.ndarray[Any, Any]
@@ -65,8 +66,7 @@ def temporal_spectrum(field: xr.DataArray, *, dim: str = "time") -> xr.DataArray
     year, float64, lazy for lazy input, one-sided, window-corrected (sum S df = variance), frequency in cycles per
     year of 365.25 days; NaN where a record is. Raises ValueError for uneven steps and fewer than four records.
     """
-    if field.sizes[dim] < 4:
-        raise ValueError(f"a spectrum needs four values along {dim!r}, got {field.sizes[dim]}")
+    check_along(field, dim, 4, "a spectrum")
     step = time_step(field[dim]) / DAYS_PER_YEAR
     whole = field.chunk({d: -1 if d == dim else "auto" for d in field.dims}) if field.chunks else field
     frequency = scipy.fft.rfftfreq(field.sizes[dim], step)
@@ -114,6 +114,7 @@ def autocorrelation(
     cell alone. Returns (…, lag), dimensionless, lag in days, float64, lazy for lazy input. Cells with a gap in time
     are left out; NaN if nothing varies. Raises ValueError for uneven steps. Definition: see the module.
     """
+    check_along(field, dim, 2, "an autocorrelation")
     step = time_step(field[dim])
     cells = list(horizontal_dims(field)) if over is None else list(over)
     lags = min(int(years * DAYS_PER_YEAR / step + 1e-6), field.sizes[dim] - 1) + 1

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from .conventions import bare, check_units, described, matched
+from .coordinates import check_along
 from .heat import elapsed_seconds
 
 _Array = np.ndarray[Any, Any]
@@ -84,6 +85,7 @@ def deseasoned(field: xr.DataArray, *, climatology: str = "day of year", dim: st
     lazy for lazy input, with the choice in attrs. Raises ClimatologyError where anomalies would be 0 by construction.
     Definition: Samudra papers, see the module.
     """
+    check_along(field, dim, 1, "a climatology")
     labels, used = climatology_labels(field[dim], climatology)
     whole = field.chunk({d: -1 if d == dim else "auto" for d in field.dims}) if field.chunks else field
     result: xr.DataArray = xr.apply_ufunc(
@@ -104,8 +106,7 @@ def detrended(field: xr.DataArray, *, dim: str = "time") -> xr.DataArray:
     `field` (…, time, …) with dates; returns the same dimensions in float64, lazy for lazy input. Raises ValueError
     for fewer than three times, which a line fits exactly or nearly.
     """
-    if field.sizes[dim] < 3:
-        raise ValueError(f"detrending needs three values along {dim!r}, got {field.sizes[dim]}")
+    check_along(field, dim, 3, "detrending")
     seconds = elapsed_seconds(field[dim])
     tau = xr.DataArray((seconds - seconds.mean()) / np.ptp(seconds), dims=dim)
     x = bare(field).astype("f8").drop_vars(dim)

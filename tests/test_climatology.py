@@ -56,5 +56,5 @@ def test_a_given_cycle_is_used() -> None:
 def test_dates_and_refusals() -> None:
     julian = xr.DataArray([cftime.DatetimeJulian(1976, 7, 1, 12)], dims="time", name="time")
     assert float(year_fraction(julian)[0]) == pytest.approx(182.5 / 366)
-    with pytest.raises(ValueError, match="at least three times, got 2"):
+    with pytest.raises(ValueError, match="three values along 'time', got 2"):
         annual_cycle(series(1, 1.0, 0.0).isel(time=slice(0, 2)))

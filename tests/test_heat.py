@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from polynya.diagnostics import global_heat_content, heat_content, heat_uptake, tendency, trend, wet_area
+from polynya.diagnostics import (
+    HEAT_CONVENTIONS,
+    HeatConvention,
+    global_heat_content,
+    heat_content,
+    heat_uptake,
+    tendency,
+    trend,
+    wet_area,
+)
 from polynya.diagnostics.heat import CP0, elapsed_seconds
 
 DZ = np.array([5.0, 15, 30, 50, 100, 200, 400, 800])
@@ -65,6 +74,30 @@ def test_constant_column_has_the_published_value():
     np.testing.assert_allclose(full.min(), 2.8921083349e10, rtol=1e-10)
     np.testing.assert_allclose(heat_content(field, cp=3850).max(), 2.789325e10, rtol=1e-6)
     np.testing.assert_allclose(heat_content(field, cp=3992).max(), 2.892204e10, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("TEOS-10", 2.8921083349e10), ("CM4", 2.892204e10), ("Samudra", 2.789325e10), ("Samudra viz", 2.762375e10)],
+)
+def test_named_constants_are_those_in_use(name, expected):
+    field = (ocean() * 0 + 10).assign_attrs(units="degC")
+    found = heat_content(field, convention=name)
+    np.testing.assert_allclose(found.max(), expected, rtol=1e-7)
+    constants = HEAT_CONVENTIONS[name]
+    assert found.attrs["convention"] == constants.source
+    assert found.equals(heat_content(field, rho0=constants.rho0, cp=constants.cp))
+    assert found.equals(heat_content(field, convention=HeatConvention(constants.rho0, constants.cp)))
+    total = global_heat_content(field, convention=name)
+    assert total.attrs["specific_heat_capacity"] == constants.cp
+    assert heat_content(field, convention=name, rho0=1026.0).attrs["reference_density"] == 1026
+
+
+def test_unknown_or_swapped_constants_are_refused():
+    with pytest.raises(ValueError, match="one of .*'Samudra viz'.* got 'samudra'"):
+        heat_content(ocean(), convention="samudra")
+    with pytest.raises(ValueError, match="rho0 must be the density"):
+        heat_content(ocean(), rho0=CP0, cp=1035.0)
 
 
 @pytest.mark.parametrize("depth", [(0, 700), (700, 2000), (0, np.inf), (3, 4), (40, 333)])
@@ -196,7 +229,7 @@ def test_uptake_asks_for_one_area_only_where_it_is_needed():
         heat_uptake(ohc, area=xr.DataArray(np.ones(3), dims="lat"))
     with pytest.raises(ValueError, match="no wet cell"):
         heat_uptake(ohc, area=wet_area(ocean() * np.nan))
-    with pytest.raises(ValueError, match="at least 3"):
+    with pytest.raises(ValueError, match="three values"):
         tendency(ohc.isel(time=slice(2)))
     with pytest.raises(ValueError, match="'init'"):
         trend(ohc, dim="init")

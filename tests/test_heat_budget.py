@@ -63,7 +63,7 @@ def test_gaps_and_constants():
     assert np.isnan(found.trend).values.tolist() == [True, False, False]
     assert found.trend[1] == 0
     assert found.standard_error[1] == 0
-    with pytest.raises(ValueError, match="five dates"):
+    with pytest.raises(ValueError, match="five values"):
         trend_with_error(series(values[:, :4]))
     with pytest.raises(ValueError, match="between 0 and 1"):
         trend_with_error(series(values), level=95)
@@ -93,6 +93,38 @@ def test_budget_closes_for_heat_made_of_the_flux():
         heat_closure(ohc, hfds.assign_attrs(units="K"))
     with pytest.raises(ValueError, match="share their coordinates"):
         heat_closure(ohc, hfds.assign_coords(time=days(12, step=31)))
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_geothermal_heat_closes_what_the_surface_leaves(steady):
+    hfds = flux()
+    rng = np.random.default_rng(1)
+    floor = hfds.copy(data=rng.uniform(0.02, 0.3, hfds.shape)).rename("hfgeou")
+    floor = (floor.isel(time=0, drop=True) if steady else floor).where(
+        hfds.notnull() if not steady else hfds[0].notnull()
+    )
+    floor = floor.assign_attrs(units="W m-2")
+    both = hfds.values + np.broadcast_to(floor.values, hfds.shape)
+    both[0] = 0  # the first record is that of the interval before
+    local = hfds.copy(data=np.cumsum(both, axis=0) * 30 * 86400).assign_attrs(units="J m-2")
+    found = heat_closure(local, hfds, hfgeou=floor)
+    assert np.abs(found.residual).max() < 1e-5
+    area = hfds.areacello
+    total = (local * area).sum(("lat", "lon")).assign_attrs(units="J")
+    found = heat_closure(total, hfds, hfgeou=floor)
+    assert np.abs(found.residual).max() < 1e-12 * np.abs(total).max()
+    assert list(found) == ["change", "accumulated", "geothermal", "residual"]
+    missing = heat_closure(total, hfds)
+    np.testing.assert_allclose(missing.residual, found.geothermal, rtol=1e-6, atol=1e-6 * float(found.geothermal[-1]))
+    with dask.config.set(scheduler=refuse_to_compute):
+        lazy = heat_closure(total.chunk(time=2), hfds.chunk(time=3), hfgeou=floor.chunk(lat=2))
+    xr.testing.assert_allclose(lazy.compute(), found, atol=1e-12 * float(np.abs(total).max()))
+    with pytest.raises(ValueError, match="'hfgeou' must be in 'W m-2'"):
+        heat_closure(total, hfds, hfgeou=floor.assign_attrs(units="mW m-2"))
+    with pytest.raises(ValueError, match="share their coordinates"):
+        heat_closure(total, hfds, hfgeou=floor.isel(lat=slice(1, None)))
+    with pytest.raises(ValueError, match="hfds must have the dimension 'time'"):
+        heat_closure(total, hfds[0], hfgeou=floor)
 
 
 def test_basins_equal_a_loop_and_add_up():

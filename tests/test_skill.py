@@ -81,6 +81,48 @@ def test_crps_of_the_hand_case():
     obs = xr.DataArray(3.0)
     assert crps_ensemble(obs, ens).item() == pytest.approx(0.75, abs=1e-15)
     assert crps_ensemble(obs, ens, fair=True).item() == pytest.approx(1 / 3, abs=1e-15)
+    assert crps_ensemble(obs, ens, alpha=0.95).item() == pytest.approx(0.3541666667, abs=1e-10)
+
+
+@pytest.mark.parametrize("options", [{}, {"skipna": True}, {"member_weights": "even"}, {"threshold": (14.5, 15.5)}])
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 0.95, 1.0])
+def test_almost_fair_is_between_plain_and_fair_by_every_route(alpha, options):
+    obs, ens = forecasts(7)
+    if "member_weights" in options:
+        options = {"member_weights": xr.DataArray(np.full(7, 3.0), dims="member")}
+    if "skipna" in options:
+        ens = ens.where(ens < 16)
+    found = crps_ensemble(obs, ens, alpha=alpha, dim=(), **options)
+    plain, fair = (crps_ensemble(obs, ens, fair=f, dim=(), **options) for f in (False, True))
+    np.testing.assert_allclose(found, (1 - alpha) * plain + alpha * fair, rtol=2e-5, atol=1e-6)
+    lazy = crps_ensemble(obs, ens.chunk(member=2, time=1), alpha=alpha, dim=(), **options)
+    np.testing.assert_array_equal(lazy.compute(), found)
+
+
+def test_almost_fair_as_lang_et_al_write_it():
+    obs, ens = (f.astype("f8") for f in forecasts(5))
+    alpha, m, x = 0.9, 5, ens.values
+    eps = (1 - alpha) / m
+    pairs = abs(x[:, None] - x[None])
+    terms = [
+        abs(x[j] - obs.values) + abs(x[k] - obs.values) - (1 - eps) * pairs[j, k]
+        for j in range(m)
+        for k in range(m)
+        if j != k
+    ]
+    expected = np.sum(terms, axis=0) / (2 * m * (m - 1))
+    found = crps_ensemble(obs, ens, alpha=alpha, dim=())
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert (found.attrs["long_name"], found.attrs["alpha"]) == ("almost fair CRPS", alpha)
+
+
+def test_alpha_is_a_share_and_needs_two_members():
+    obs, ens = forecasts(3)
+    for wrong in ({"alpha": 1.2}, {"alpha": -0.1}, {"alpha": 0.5, "fair": True}):
+        with pytest.raises(ValueError, match="alpha must be from 0"):
+            crps_ensemble(obs, ens, **wrong)
+    with pytest.raises(ValueError, match="two members"):
+        crps_ensemble(obs, ens.isel(member=[0]), alpha=0.95)
 
 
 @pytest.mark.parametrize(

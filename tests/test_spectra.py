@@ -176,7 +176,53 @@ def test_taper_keeps_the_small_scales_that_zeros_spoil(seed):
     assert small_scales(with_land(field), land="taper") == pytest.approx(truth, rel=0.1)
 
 
-@pytest.mark.parametrize("land", ["fill", "taper"])
+def islands(field, seed=1):
+    y, x = np.mgrid[: field.sizes["y"], : field.sizes["x"]]
+    rng, shore = np.random.default_rng(seed), np.zeros(y.shape, bool)
+    for north, east in zip(rng.integers(0, y.shape[0], 12), rng.integers(0, y.shape[1], 12), strict=True):
+        shore |= (y - north) ** 2 + (x - east) ** 2 < 64
+    return field.where(xr.DataArray(~shore, dims=("y", "x")))
+
+
+def test_mask_is_the_windowed_periodogram_over_its_mean_square():
+    field = islands(maps(1, 64, 48))
+    found = isotropic_spectrum(field, spacing=(1e4, 2e4), land="mask", detrend="constant", truncate=False)
+    a, wet = field.values[0], np.isfinite(field.values[0])
+    hann = np.outer(*(np.sin(np.pi * np.arange(n) / n) ** 2 for n in a.shape))
+    w = hann * wet
+    modes = np.fft.fft2(np.where(wet, a - a[wet].mean(), 0) * w)
+    density = abs(modes) ** 2 * 1e4 * 2e4 / (64 * 48 * (w**2).mean())
+    assert total(found).item() == pytest.approx((density / (64e4 * 96e4)).sum(), rel=1e-12)
+    k = np.hypot(np.fft.fftfreq(64, 1e4)[:, None], np.fft.fftfreq(48, 2e4))
+    dk = max(1 / 64e4, 1 / 96e4)
+    rings = np.bincount(np.floor(k / dk + 0.5).astype(int).ravel(), density.ravel()) / (64e4 * 96e4 * dk)
+    np.testing.assert_allclose(found[0], rings, rtol=1e-10)
+
+
+@pytest.mark.parametrize("land", ["mask", "taper"])
+@pytest.mark.parametrize(("exponent", "most"), [(0, 1.05), (1, 1.2)])
+def test_masked_windows_keep_flat_spectra(land, exponent, most):
+    field = power_law(exponent, maps=30)
+    whole = isotropic_spectrum(field, spacing=(1e4, 1e4)).mean("time")
+    ratio = isotropic_spectrum(islands(field), spacing=(1e4, 1e4), land=land).mean("time") / whole
+    for band in (slice(2, 6), slice(6, 20), slice(20, 60)):
+        assert 1 / most < ratio.isel(wavenumber=band).mean().item() < most
+    filled = isotropic_spectrum(islands(field), spacing=(1e4, 1e4), land="fill").mean("time") / whole
+    assert filled.isel(wavenumber=slice(20, 60)).mean() < 0.93
+
+
+def test_the_stated_bias_of_a_mask_in_a_steep_spectrum():
+    field = power_law(3, maps=10)
+    whole = isotropic_spectrum(field, spacing=(1e4, 1e4)).mean("time")
+    ratio = {
+        land: (isotropic_spectrum(islands(field), spacing=(1e4, 1e4), land=land).mean("time") / whole)[20:60].mean()
+        for land in ("mask", "taper")
+    }
+    assert ratio["mask"] > 5
+    assert ratio["taper"] < 1.6
+
+
+@pytest.mark.parametrize("land", ["fill", "mask", "taper"])
 def test_land_options_change_nothing_without_land(land):
     field = maps(3, 32, 40)
     ours = isotropic_spectrum(field, spacing=(1e4, 1e4), land=land)

@@ -6,7 +6,7 @@ import pytest
 import scipy.special
 import xarray as xr
 
-from polynya.diagnostics import area_mean, spherical_spectrum
+from polynya.diagnostics import area_mean, spherical_energy_spectrum, spherical_spectrum
 from polynya.diagnostics.sphere import latitude_weights, legendre
 
 
@@ -103,3 +103,87 @@ def test_lazy_equals_eager_and_computes_nothing(chunks):
     with dask.config.set(scheduler=refuse_to_compute):
         lazy = spherical_spectrum(field.chunk(chunks))
     xr.testing.assert_allclose(lazy.compute(), spherical_spectrum(field))
+
+
+def flow(lat, lon, degree, order, rotational=1.0, divergent=0.0):
+    """Velocities of a stream function and a potential of one harmonic, by scipy's derivatives; R = 1."""
+    theta, phi = np.deg2rad(90 - lat)[:, None], np.deg2rad(lon)
+    slope = scipy.special.sph_harm_y(degree, order, theta, phi, diff_n=1)[1]
+    north, east = -slope[..., 0], slope[..., 1] / np.sin(theta)
+    scale = np.sqrt(4 * np.pi)
+    u = scale * (-rotational * north + divergent * east).real
+    v = scale * (rotational * east + divergent * north).real
+    return u, v
+
+
+def velocities(lat, lon, u, v):
+    return [on(lat, lon, x).rename(n).assign_attrs(units="m s-1") for x, n in ((u, "uo"), (v, "vo"))]
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize(("degree", "order"), [(1, 0), (1, 1), (7, 3), (19, 19), (18, 1), (5, 0)])
+@pytest.mark.parametrize(("rotational", "divergent"), [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8)])
+def test_a_planted_flow_has_its_energy_in_one_degree(gaussian, degree, order, rotational, divergent):
+    lat, lon = grid(gaussian=gaussian)
+    found = spherical_energy_spectrum(*velocities(lat, lon, *flow(lat, lon, degree, order, rotational, divergent)))
+    power = (1 if order == 0 else 0.5) * degree * (degree + 1) / 2
+    for name, share in (("rotational", rotational**2), ("divergent", divergent**2), ("energy", 1.0)):
+        expected = np.zeros(found.sizes["degree"])
+        expected[degree] = share * power
+        np.testing.assert_allclose(found[name], expected, atol=1e-11 * power)
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_energies_sum_to_the_mean_kinetic_energy(gaussian):
+    lat, lon = grid(gaussian=gaussian)
+    rng = np.random.default_rng(0)
+    u, v = np.zeros((2, 3, lat.size, lon.size))
+    for n in range(1, 15):
+        for m in range(n + 1):
+            for k in range(3):
+                du, dv = flow(lat, lon, n, m, *rng.normal(size=2))
+                u[k], v[k] = u[k] + du, v[k] + dv
+    weights, _ = latitude_weights(lat)
+    kinetic = (weights @ (u**2 + v**2).transpose(1, 0, 2).reshape(lat.size, -1)).reshape(3, -1).mean(-1) / 2
+    found = spherical_energy_spectrum(*velocities(lat, lon, u, v))
+    np.testing.assert_allclose(found["energy"].sum("degree"), kinetic, rtol=1e-12)
+    np.testing.assert_allclose(found["energy"], found["rotational"] + found["divergent"])
+    # The mirror image has the same energy, seen from rows in the other order.
+    turned = spherical_energy_spectrum(*velocities(lat[::-1], lon, u[:, ::-1], v[:, ::-1]))
+    np.testing.assert_allclose(turned["rotational"], found["rotational"], atol=1e-12 * kinetic.max())
+
+
+def test_rigid_rotation_about_any_axis_is_degree_one():
+    lat, lon = grid(gaussian=True)
+    y, x = np.deg2rad(lat)[:, None], np.deg2rad(lon)
+    for tilt in (0.0, 0.7, np.pi / 2):  # u is not smooth at the poles, and the flow is
+        u = np.cos(tilt) * np.cos(y) + np.sin(tilt) * np.sin(y) * np.cos(x)
+        v = -np.sin(tilt) * np.sin(x) + 0 * y
+        found = spherical_energy_spectrum(*velocities(lat, lon, u, v))
+        assert found["rotational"][1].item() == pytest.approx(1 / 3, rel=1e-12)
+        assert found["energy"].sum().item() == pytest.approx(1 / 3, rel=1e-12)
+
+
+def test_errors_of_velocities():
+    lat, lon = grid()
+    uo, vo = velocities(lat, lon, *flow(lat, lon, 3, 2))
+    with pytest.raises(ValueError, match="'vo' must be in 'm s-1'"):
+        spherical_energy_spectrum(uo, vo.assign_attrs(units="cm s-1"))
+    with pytest.raises(ValueError, match="share their coordinates"):
+        spherical_energy_spectrum(uo, vo.isel(lat=slice(1, None)))
+    with pytest.raises(ValueError, match=r"fillna\(0\) on land"):
+        spherical_energy_spectrum(uo.where(uo.lat > 0), vo)
+    with pytest.raises(ValueError, match="degree must be from 0 to 19"):
+        spherical_energy_spectrum(uo, vo, degree=20)
+    with pytest.raises(ValueError, match="from pole to pole"):
+        spherical_energy_spectrum(uo.isel(lat=slice(3, None)), vo.isel(lat=slice(3, None)))
+
+
+@pytest.mark.parametrize("chunks", [{"time": 1}, {"lat": 7, "lon": 30}])
+def test_lazy_energies_equal_eager_ones(chunks):
+    lat, lon = grid()
+    rng = np.random.default_rng(0)
+    uo, vo = velocities(lat, lon, *rng.normal(size=(2, 4, lat.size, lon.size)))
+    with dask.config.set(scheduler=refuse_to_compute):
+        lazy = spherical_energy_spectrum(uo.chunk(chunks), vo.chunk(time=2))
+    xr.testing.assert_allclose(dask.compute(lazy)[0], spherical_energy_spectrum(uo, vo), rtol=1e-12)
