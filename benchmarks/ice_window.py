@@ -8,7 +8,7 @@ error of 0.1 m, and a window of 32 steps is fitted through the emulator's adjoin
 from its end. The deterministic emulator is also fitted under a weak constraint, with errors of thickness every fourth
 step. The generative one makes one member, with the noise of each step as it was drawn; its sampler takes 5 network
 calls. Prints root mean square errors over the ocean for the free run, background and analysis. Experiments that are
-there already are gone on with; `--record` writes `benchmarks/results/ice_window.md`, and the figure is beside the stores.
+there already are gone on with; `--record` writes `benchmarks/results/ice_window.md`, the figure is beside the stores.
 """
 
 from __future__ import annotations
