@@ -3,8 +3,8 @@
 With s bytes of a state, a of what one step keeps for its adjoint, and n steps, the gradient needs about
 
     "all"      n a                     1 forward and 1 backward run
-    "states"   n s + a                 each step once more
-    "few"      2 √n s + a              each step twice more
+    "states"   n s + a                 each step but the last once more
+    "few"      2 √n s + a              each step once or twice more
 """
 
 from __future__ import annotations
@@ -103,8 +103,11 @@ def gradient_cost(problem: Trajectory, repeats: int = 3) -> GradientCost:
         with torch.no_grad():
             problem.parts(v)
 
+    def gradient() -> None:
+        problem.cost(v)
+
     for turn in range(repeats + 1):
-        for run, clock in zip((forward, lambda: problem.cost(v)), clocks, strict=True):
+        for run, clock in zip((forward, gradient), clocks, strict=True):
             begin = time.perf_counter()
             run()
             if v.device.type == "cuda":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import cftime
 import numpy as np
@@ -156,7 +156,7 @@ class Trajectory(Problem):
             if keep or last == first + 1:
                 after = self._step(v, state, k)
             else:
-                data = checkpoint(self.stepped, v, state.data, k, use_reentrant=False)
+                data = _again(self.stepped, v, state.data, k)
                 after = state.replace(data=data, time=self.dates[k + 1])
             between = self.window.seen(k, state, after)
             seen += [] if between is None else [between]
@@ -171,10 +171,11 @@ class Trajectory(Problem):
         data, parts = self.first(v).data, list[tuple[Tensor, Tensor]]()
         for first in range(0, self.steps, length):
             last = min(first + length, self.steps)
-            if keep:
-                data, *more = self._piece(v, data, first, last, True)
+            # The adjoint begins with the last piece: what that keeps would be computed again at once.
+            if keep or last == self.steps:
+                data, *more = self._piece(v, data, first, last, keep)
             else:
-                data, *more = checkpoint(self._piece, v, data, first, last, False, use_reentrant=False)
+                data, *more = _again(self._piece, v, data, first, last, False)
             parts.append((more[0], more[1]))
         end = self.background.replace(data=data, time=self.dates[-1])
         both = torch.cat([*(s for s, _ in parts), self._at_end.apply(end).double()], 1)
@@ -232,6 +233,11 @@ class Trajectory(Problem):
             gradients = torch.autograd.grad(r.square().sum(), [s.data for s in path], allow_unused=True)
         bad = [k for k, g in enumerate(gradients) if g is not None and not g.isfinite().all()]
         return f" at step {max(bad)} of {self.steps}, {self.dates[max(bad)]}" if bad else " in the root of B"
+
+
+def _again(function: Callable[..., Any], *args: Any) -> Any:
+    """The function, computed once more for its adjoint. Its noise is an argument: no generator needs to be kept."""
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Calm:
