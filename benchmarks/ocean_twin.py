@@ -142,7 +142,7 @@ def experiment(folder: Path, cycles: int, wanted: list[str], faulty: bool) -> Tw
     chosen = {n: single[n] for n in wanted if n in single}
     if not chosen:
         return done
-    mean = ensemble.replace(data=ensemble.data.mean(0, keepdim=True), members=(0,))
+    mean = ensemble.mean()
     more = twin(ocean, start, emulator, mean, network(faulty), chosen, free=False, **shared)
     return Twin(done.truth, done.runs | more.runs)
 

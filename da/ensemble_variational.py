@@ -40,11 +40,7 @@ from .variational import FourDVar, ThreeDVar
 from .window import Window
 from .window_cost import Snapshot
 
-__all__ = ["En4DVar", "EnVar"]
-
-
-def _mean(state: State) -> State:
-    return state.replace(data=state.data.mean(0, keepdim=True), members=state.members[:1])
+__all__ = ["En4DVar", "EnVar", "FromHessian"]
 
 
 def _around(mean: State, members: State, weight: float = 1.0) -> State:
@@ -121,7 +117,7 @@ class _Seen(Snapshot):
     def __init__(
         self, how: ThreeDVar, forecast: State, observations: Observations, localisation: Root, weight: float
     ) -> None:
-        super().__init__(how, _mean(forecast), observations)
+        super().__init__(how, forecast.mean(), observations)
         view = observations.view
         self._moved: Tensor | None = None
         if view is None or view.shift is None or not bool((observations.offset < 0).any()):
@@ -132,9 +128,9 @@ class _Seen(Snapshot):
         self._localisation = localisation
         self._at = operator_for(localisation.layout, _of_localisation(localisation, observations))
 
-    def equivalents(self, v: Tensor, keep: bool = False) -> Tensor:
+    def equivalents(self, v: Tensor) -> Tensor:
         """What would be observed, (1, observation) float64."""
-        seen = super().equivalents(v, keep)
+        seen = super().equivalents(v)
         if self._moved is None:
             return seen
         root, layout = self._localisation, self._localisation.layout
@@ -212,7 +208,7 @@ class En4DVar(_Covariance):
         if isinstance(self.members, Noise):
             how = replace(how, perturb=self.members)
             return how.window(emulator, begin, forcing, noise, observations, steps)
-        window = emulator, _mean(begin), forcing, noise, observations, steps
+        window = emulator, begin.mean(), forcing, noise, observations, steps
         if isinstance(self.members, FromHessian):
             known = how.posterior(*window, pairs=self.members.pairs)
             found = Smoothed(known.states, report_of(known.problem, known.found))

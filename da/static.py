@@ -207,17 +207,13 @@ class HybridGain:
         filtered = self.ensemble.analysis(forecast, observations)
         if self.alpha == 0:
             return filtered
-        guess = _mean(filtered if self.background == "analysis" else forecast)
+        guess = (filtered if self.background == "analysis" else forecast).mean()
         corrected = self.static.analysis(guess, observations)
         change = self.alpha * (corrected.data - guess.data)
         if self.background == "forecast":
-            change = change + self.alpha * (guess.data - _mean(filtered).data)
+            change = change + self.alpha * (guess.data - filtered.mean().data)
         channels = updated_channels(forecast.layout, self.static.variables)
         updated = torch.zeros(forecast.layout.shape[0], 1, 1, dtype=torch.bool)
         updated[channels] = True
         where = (forecast.layout.mask & updated).to(change.device) & (change != 0)
         return filtered.replace(data=torch.where(where, filtered.data + change, filtered.data))
-
-
-def _mean(state: State) -> State:
-    return state.replace(data=state.data.mean(0, keepdim=True), members=state.members[:1])

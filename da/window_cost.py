@@ -59,8 +59,13 @@ class Problem(ABC):
     # --- what subclasses say -------------------------------------------------------------------------
 
     @abstractmethod
-    def equivalents(self, v: Tensor, keep: bool = False) -> Tensor:
-        """What would be observed, (member, observation) float64; whether to keep all that the adjoint needs."""
+    def terms(self, v: Tensor, keep: bool = False) -> tuple[Tensor, ...]:
+        """What J sums the squares of beside v: scaled departures, and what else there is, (member, n) float64 each.
+
+        Args:
+            v: control vectors, (member, n).
+            keep: whether to keep all that the adjoint needs.
+        """
 
     @property
     def size(self) -> int:
@@ -98,8 +103,8 @@ class Problem(ABC):
         return x.replace(data=torch.where(after.data == inside.data, same, outside))
 
     def residual(self, v: Tensor, keep: bool = False) -> Tensor:
-        """r(v), (member, observation) float64."""
-        return self.scaled(self.equivalents(v, keep))
+        """r(v), (member, n) float64: all terms."""
+        return torch.cat(self.terms(v, keep), 1)
 
     def scaled(self, equivalents: Tensor) -> Tensor:
         """R^(-1/2) (y - H(v)) and its perturbation, 0 for observations that do not count yet."""
@@ -108,7 +113,7 @@ class Problem(ABC):
 
     def parts(self, v: Tensor) -> tuple[Tensor, ...]:
         """J_b, J_o and other terms, (member,) float64 each."""
-        return v.double().square().sum(-1) / 2, self.residual(v).square().sum(-1) / 2
+        return tuple(t.square().sum(-1) / 2 for t in (v.double(), *self.terms(v)))
 
     def cost(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """J (member,) float64 and its gradient (member, n)."""
@@ -161,6 +166,10 @@ class Snapshot(Problem):
         super().__init__(how, background, observations)
         self._operator = operator_for(background.layout, observations)
 
-    def equivalents(self, v: Tensor, keep: bool = False) -> Tensor:
+    def equivalents(self, v: Tensor) -> Tensor:
         """What would be observed, (member, observation) float64."""
         return self._operator.apply(self.first(v)).double()
+
+    def terms(self, v: Tensor, keep: bool = False) -> tuple[Tensor, ...]:
+        """The scaled departures."""
+        return (self.scaled(self.equivalents(v)),)

@@ -76,7 +76,7 @@ class Trajectory(Problem):
         self._at_end = operator_for(begin.layout, observations.select(self.window.end))
         self._order = np.argsort(np.concatenate([*self.window.rows, self.window.end]))
         self._drawn: list[dict[str, Tensor]] = self._draws() if how.control_noise else []
-        self._calm = _Calm(self) if how.tendencies else None
+        self._calm = _Calm(self) if how.tendencies and steps else None
         self.checkpoint = chosen(self, how.memory) if how.checkpoint == "auto" else how.checkpoint
 
     # --- the control vector --------------------------------------------------------------------------
@@ -164,8 +164,8 @@ class Trajectory(Problem):
             state = after
         return state.data, torch.cat(seen, 1), torch.cat(restless, 1)
 
-    def _run(self, v: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-        """What would be observed, and the penalties, (member, n) float64 each."""
+    def terms(self, v: Tensor, keep: bool = False) -> tuple[Tensor, ...]:
+        """The scaled departures, and the penalties of tendencies if there are any."""
         length = max(1, math.isqrt(self.steps)) if self.checkpoint == "few" else 1
         keep = keep or self.checkpoint == "all" or not torch.is_grad_enabled()
         data, parts = self.first(v).data, list[tuple[Tensor, Tensor]]()
@@ -180,23 +180,8 @@ class Trajectory(Problem):
         end = self.background.replace(data=data, time=self.dates[-1])
         both = torch.cat([*(s for s, _ in parts), self._at_end.apply(end).double()], 1)
         order = torch.from_numpy(self._order).to(both.device)
-        return both[:, order], torch.cat([v.new_zeros(len(v), 0).double(), *(c for _, c in parts)], 1)
-
-    def equivalents(self, v: Tensor, keep: bool = False) -> Tensor:
-        """What would be observed, (member, observation) float64; whether to keep all that the adjoint needs."""
-        return self._run(v, keep)[0]
-
-    def parts(self, v: Tensor) -> tuple[Tensor, ...]:
-        """J_b, J_o, and with a penalty J_c, (member,) float64 each."""
-        seen, restless = self._run(v, False)
-        fit = self.scaled(seen)
-        terms = (v.double(), fit) if self._calm is None else (v.double(), fit, restless)
-        return tuple(t.square().sum(-1) / 2 for t in terms)
-
-    def residual(self, v: Tensor, keep: bool = False) -> Tensor:
-        """r(v), (member, n) float64: scaled departures and penalties of tendencies."""
-        seen, restless = self._run(v, keep)
-        return torch.cat([self.scaled(seen), restless], 1)
+        fit = self.scaled(both[:, order])
+        return (fit,) if self._calm is None else (fit, torch.cat([c for _, c in parts], 1))
 
     @torch.no_grad()
     def states(self, v: Tensor) -> list[State]:

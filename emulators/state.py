@@ -296,6 +296,10 @@ class State:
             raise LayoutError(f"only a state of one member can be copied to {len(members)}; this has {self.members}")
         return replace(self, data=self.data.expand(len(members), -1, -1, -1).clone(), members=tuple(members))
 
+    def mean(self) -> State:
+        """The mean over members, a state of one, under the number of the first."""
+        return replace(self, data=self.data.mean(0, keepdim=True), members=self.members[:1])
+
     def select(self, layout: Layout) -> State:
         """The newest slot's fields of another, smaller one-slot layout on the same grid."""
         channels = torch.cat([self[name] for name in layout.names], dim=1)

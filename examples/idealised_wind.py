@@ -79,7 +79,7 @@ def main() -> None:
     columns["truth"] = shown(forecast(ice, 1), "truth")
     ensemble = forecast(samples.emulator("arctic"), given.members)
     columns["one member"] = shown(ensemble, "one member")
-    mean = ensemble.sel((0,)).replace(data=ensemble.data.mean(0, keepdim=True))
+    mean = ensemble.mean()
     columns["ensemble mean"] = shown(mean, "ensemble mean")
     columns["deterministic"] = shown(forecast(samples.emulator("arctic_deterministic"), 1), "deterministic")
     plane = {

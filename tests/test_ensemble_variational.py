@@ -142,7 +142,7 @@ def test_on_a_chaotic_model_the_hybrid_is_better_than_either(tmp_path):
     }
     error = {}
     for name, method in methods.items():
-        start = begin if name != "4D-Var" else begin.replace(data=begin.data.mean(0, keepdim=True), members=(0,))
+        start = begin if name != "4D-Var" else begin.mean()
         found = [s.data.mean(0) for s in cycle(model, start, None, seen, method)][::4]
         off = [float((a - b.data[0]).square().mean().sqrt()) for a, b in zip(found, path[::4], strict=False)]
         error[name] = float(np.mean(off[15:]))
