@@ -30,7 +30,8 @@ from .operators import operator_for
 from .roots import column_transform
 from .weights import AnalysisColumns, Solved, Weights, analysis_columns, updated, zonally_periodic
 
-LARGEST_FLOAT32 = 1e4  # of ‖A‖: its root is then off by 1e-3 at the very most
+LARGEST_FLOAT32 = 1e4  # of ‖A‖, between interpolated weights: its root is then off by 1e-3 at the very most
+EXACT_FLOAT32 = 300.0  # likewise, where weights are used as they are: what is lost is what the state is rounded by
 # Some columns, the observations near them (column or 1, near), and the weights of these.
 _Block = tuple[Tensor, Tensor, Tensor]
 
@@ -281,15 +282,16 @@ class LETKF:
         Y, d = departures(forecast, observations)
         near, tapers = self._near(forecast.layout, observations, place), [t.to(place) for _, t in groups]
         data, channels = forecast.data.flatten(-2), [c.to(place) for c, _ in groups]
-        # Between interpolated weights float32 is enough, unless A may be of a condition that is too high for it.
-        single, condition = columns.interpolates and dtype == torch.float32, Y.square().sum(1) / (Y.shape[-1] - 1)
+        # For a state in float32 float32 is enough, unless A may be of a condition that is too high for it.
+        single, condition = dtype == torch.float32, Y.square().sum(1) / (Y.shape[-1] - 1)
+        largest = LARGEST_FLOAT32 if columns.interpolates else EXACT_FLOAT32
         Y_32, d_32 = (Y.float(), d.float()) if single else (Y, d)
         for part in torch.split(columns.cells, self._block(forecast, len(observations))):
             index, rho = near(part)
             some = (rho > 0).any(-1) | (self.inflation != 1)
             if not some.all():
                 index, rho = index[some], rho[some]
-            low = single and bool((self.inflation**2 * (rho * condition[index]).sum(-1) < LARGEST_FLOAT32).all())
+            low = single and bool((self.inflation**2 * (rho * condition[index]).sum(-1) < largest).all())
             # As Y[index], at half the cost.
             Y_near = (Y_32 if low else Y).index_select(0, index.flatten()).view(*index.shape, Y.shape[-1])
             d_near = (d_32 if low else d)[index]

@@ -1,4 +1,4 @@
-"""Inverse square roots from matrix products alone, for devices on which eigenvalues are slow.
+"""Inverse square roots from matrix products alone, where eigenvalues are slow.
 
 The sign iteration of Newton and Schulz, x ← a x + b x³, takes every x in [l, h] to 1. With the coefficients that
 are best for the interval, those of the odd cubic nearest to 1 there, it needs about half the steps:
@@ -12,7 +12,8 @@ of Newton-Schulz; the equations follow from f'(m) = 0 and equal errors at l, m a
 
 has Z → A^(-1/2) (Higham 2008, Functions of Matrices, eq. 6.35) and x² for the eigenvalues of Z Y, which begin
 within [1, ‖A‖]: the A of an ensemble filter is I plus a positive semidefinite matrix, and its norm is bounded by its
-rows. On a CPU `eigh` is faster; on CUDA it runs through the matrices one by one.
+rows. In float32 this is faster than `eigh` everywhere (30 members on a CPU: 20 to 48 µs), in float64 on CUDA, where
+`eigh` runs through the matrices one by one.
 """
 
 from __future__ import annotations
@@ -42,50 +43,51 @@ def newton_schulz_root(A: Tensor, *, least: float = 1.0) -> Tensor:
     """
     if not least > 0:
         raise ValueError(f"wanted a lower bound of the eigenvalues > 0, got {least}")
-    with torch.no_grad():
-        top = A.abs().sum(-1).amax(-1).clamp(min=least)[..., None, None]  # of each matrix, (..., 1, 1)
-        largest = float(top.max()) if top.numel() else least
+    largest = float(A.detach().abs().sum(-1).max()) if A.numel() else least
     if not math.isfinite(largest):
         raise ValueError(
             "wanted finite matrices, got infinities or NaN: the ensemble or the observation errors are broken"
         )
-    # Scaled so that the interval of x = √eigenvalue is [√(least/top), 1]: products stay of order one.
-    low, high = (least / top).sqrt() * (1 - 1e-6), torch.ones_like(top)
+    # Scaled so that the interval of x = √eigenvalue is [√(least/largest), 1]: products stay of order one.
+    largest = max(largest, least)
+    low, high = math.sqrt(least / largest) * (1 - 1e-6), 1.0
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    Y, Z = A / top, eye.expand_as(A)
-    for step in range(steps(largest / least, A.dtype)):
+    Y, Z = A.reshape(-1, *A.shape[-2:]) / largest, eye.expand_as(A).reshape(-1, *A.shape[-2:])
+    number = steps(largest / least, A.dtype)
+    for step in range(number):
         a, b, low, high = _best(low, high)
-        M = a * eye + b * (Y if step == 0 else Z @ Y)
-        Y, Z = Y @ M, M if step == 0 else M @ Z
-    Z = (Z + Z.mT) / 2
-    return Z / top.sqrt()
+        M = a * eye + b * Y if step == 0 else torch.baddbmm(eye, Z, Y, beta=a, alpha=b)
+        Z = M if step == 0 else M @ Z
+        if step < number - 1:
+            Y = Y @ M
+    return ((Z + Z.mT) / (2 * math.sqrt(largest))).view_as(A)
 
 
 def steps(condition: float, dtype: torch.dtype = torch.float64) -> int:
     """How many steps take matrices of a condition to the rounding error of a dtype."""
-    low, high = torch.tensor(1 / math.sqrt(max(condition, 1.0)) * (1 - 1e-6)).double(), torch.tensor(1.0).double()
+    low, high = 1 / math.sqrt(max(condition, 1.0)) * (1 - 1e-6), 1.0
     for step in range(MOST_STEPS):
-        if float(high - low) / 2 < torch.finfo(dtype).eps:
+        if (high - low) / 2 < torch.finfo(dtype).eps:
             return step
         _, _, low, high = _best(low, high)
     return MOST_STEPS
 
 
-def _best(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _best(low: float, high: float) -> tuple[float, float, float, float]:
     """Coefficients a and b for an interval, and the interval after the step."""
     m2 = (low * low + low * high + high * high) / 3
-    m = m2.sqrt()
+    m = math.sqrt(m2)
     b = -2 / (2 * m * m2 + low * (3 * m2 - low * low))
     a = -3 * b * m2
-    error = (1 - low * (a + b * low * low)).clamp(min=0.0)
+    error = max(1 - low * (a + b * low * low), 0.0)
     return a, b, 1 - error, 1 + error
 
 
 def column_transform(
     Y: Tensor, d: Tensor, rho: Tensor, *, inflation: float | Tensor = 1.0, rtpp: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """As `transform`, with the root that suits the device: `eigh` on a CPU, products of matrices on CUDA."""
-    if not Y.is_cuda:
+    """As `transform`, with the root that is faster: of `eigh` in float64 on a CPU, else of products of matrices."""
+    if Y.dtype == torch.float64 and not Y.is_cuda:
         return transform(Y, d, rho, inflation=inflation, rtpp=rtpp)
     return product_transform(Y, d, rho, inflation=inflation, rtpp=rtpp)
 
@@ -93,8 +95,10 @@ def column_transform(
 def product_transform(
     Y: Tensor, d: Tensor, rho: Tensor, *, inflation: float | Tensor = 1.0, rtpp: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """As `transform`, by products of matrices alone."""
+    """As `transform`, by products of matrices alone; in float32 the weights of the mean are refined once."""
     A, b = precision(Y, d, rho, inflation)
-    root = newton_schulz_root(A)
-    w = (root @ (root @ b.unsqueeze(-1))).squeeze(-1)
-    return relaxed(over_matrices(inflation) * root, rtpp), w
+    root, b = newton_schulz_root(A), b.unsqueeze(-1)
+    w = root @ (root @ b)
+    if w.dtype == torch.float32:  # they multiply all that is known, T only the spread: their error is what is seen
+        w = w + root @ (root @ (b.double() - A.double() @ w.double()).float())
+    return relaxed(over_matrices(inflation) * root, rtpp), w.squeeze(-1)

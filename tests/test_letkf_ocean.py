@@ -123,9 +123,13 @@ methods = pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("method", METHODS[:4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [SEA, LAND], ids=["sea", "land"])
-def test_stride_one_has_the_bits_it_had(method, dtype, layout):
+def test_stride_one_is_column_by_column(method, dtype, layout):
     forecast, obs = ensemble(layout, dtype=dtype), some_observations(layout, 60)
-    assert torch.equal(method.analysis(forecast, obs).data, before_weights(method, forecast, obs).data)
+    found, wanted = method.analysis(forecast, obs).data, before_weights(method, forecast, obs).data
+    if dtype == torch.float64:
+        assert torch.equal(found, wanted)
+    else:  # whose weights are in float32
+        assert (found - wanted).abs().max() < 2e-6 * wanted.abs().max()
     fits = replace(method, stride="auto", half_width=method.half_width and 1e5)  # less than a row apart
     assert torch.equal(fits.analysis(forecast, obs).data, replace(fits, stride=1).analysis(forecast, obs).data)
 
