@@ -64,13 +64,20 @@ class Variational(Method):
             return (y - self._end(begin + (v @ self._L.mT)[:, None])[:, 0, points]) / self.setup.error
 
         def linearised(v: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-            r, pull = torch.func.vjp(residual, v)  # type: ignore[misc]
+            def along(p: Tensor) -> tuple[Tensor, Tensor]:
+                r, change = torch.func.jvp(residual, (v,), (p.expand_as(v),))
+                return change, r
 
-            def product(p: Tensor) -> Tensor:
-                back: Tensor = pull(torch.func.jvp(residual, (v,), (p,))[1])[0]
-                return p + back
-
-            return (v.square().sum(-1) + r.square().sum(-1)) / 2, v + pull(r)[0], product
+            # The tangents of all variables at once take hardly longer here than that of one, of which each product
+            # with the Hessian would need another.
+            J, r = torch.func.vmap(along, out_dims=(-1, None))(torch.eye(v.shape[1], dtype=v.dtype))
+            H = torch.eye(v.shape[1], dtype=v.dtype) + J.mT @ J
+            gradient = v + (J.mT @ r.unsqueeze(-1)).squeeze(-1)
+            return (
+                (v.square().sum(-1) + r.square().sum(-1)) / 2,
+                gradient,
+                lambda p: (H @ p.unsqueeze(-1)).squeeze(-1),
+            )
 
         found = self._minimiser.minimise(linearised, y.new_zeros(len(y), self._L.shape[1]))
         self.E = begin + (found.v @ self._L.mT)[:, None]

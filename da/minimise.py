@@ -4,7 +4,8 @@ A problem is a row of v (problem, n); one call of the cost function serves all o
 place of its own line search. There is no learning rate: steps follow from the cost function alone. For problems of
 least squares with a linearised model there is `gauss_newton.py`.
 
-Source: Nocedal and Wright (2006), Numerical Optimization, 2nd ed., algorithms 3.5, 3.6 (the search) and 7.4.
+Source: Nocedal and Wright (2006), Numerical Optimization, 2nd ed., algorithms 3.5, 3.6 (the search) and 7.4; Dai et al.
+(2015, doi:10.1007/s10589-014-9698-6) for the scale of what is not known.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Cost = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From v (problem, n) to J (problem,) and its gradient (problem, n)."""
 
 _ARMIJO, _CURVATURE = 1e-4, 0.9
-_BLUR = 1e-12  # of a cost: nearer to the minimum only the gradient tells (Hager and Zhang 2005, doi:10.1137/030601880)
+# Of a cost: nearer to the minimum only the gradient tells (Hager and Zhang 2005, doi:10.1137/030601880).
+_BLUR = {torch.float32: 1e-6}
 _SEARCH = 20  # evaluations of one line search at most
 
 
@@ -165,9 +167,11 @@ class _Pairs:
             alpha = rho * dot(keep(s), q)
             alphas.append(alpha)
             q = q - alpha.to(q)[:, None] * keep(y)
-        square = dot(keep(self.y[0]), self.y[0])
-        known = (self.rho[0] > 0) & (square > 0)
-        scale = torch.where(known, 1 / torch.where(known, self.rho[0] * square, 1.0), 1.0)
+        # What no pair knows is scaled by |s| / |y|, the mean of the two Barzilai-Borwein steps: s·y / y·y, which is
+        # usual, follows the largest curvatures, of which the observed part of a control space has few.
+        s_s, y_y = (dot(keep(a[0]), a[0]) for a in (self.s, self.y))
+        known = (self.rho[0] > 0) & (y_y > 0)
+        scale = torch.where(known, s_s / torch.where(known, y_y, 1.0), 1.0).sqrt()
         q = q * scale.to(q)[:, None]
         for s, y, rho, alpha in zip(self.s.flip(0), self.y.flip(0), self.rho.flip(0), alphas[::-1], strict=True):
             q = q + (alpha - rho * dot(keep(y), q)).to(q)[:, None] * keep(s)
@@ -180,6 +184,7 @@ class _Search:
 
     function: Cost
     box: _Box
+    blur: float
     v: Tensor
     cost: Tensor
     g: Tensor
@@ -189,14 +194,14 @@ class _Search:
     @classmethod
     def begin(cls, function: Cost, v: Tensor, box: _Box) -> _Search:
         cost, g = function(v)
-        cost = cost.double()
+        blur, cost = _BLUR.get(cost.dtype, 1e-12), cost.double()
         bad = ~(cost.isfinite() & g.isfinite().all(-1))
         if bad.any():
             raise ValueError(
                 f"wanted a finite cost and gradient at the first guess, got cost {cost[bad].tolist()} in problems "
                 f"{bad.nonzero()[:, 0].tolist()}; look at the background, the observations and the emulator's adjoint"
             )
-        search = cls(function, box, v, cost, g, torch.zeros_like(cost), cost.clone())
+        search = cls(function, box, blur, v, cost, g, torch.zeros_like(cost), cost.clone())
         search.norm = search._norm(v, g)
         return search
 
@@ -214,7 +219,10 @@ class _Search:
         direction = torch.where(uphill[:, None], steepest, direction)
         slope = torch.where(uphill, dot(steepest, self.g), slope)
         unknown = pairs.rho[0] == 0
-        length = torch.where(unknown | uphill, (1 / self.norm.clamp(min=1e-300)).clamp(max=1.0), 1.0)
+        # Where nothing is known: to where a cost of J and this slope would be 0 (Polyak 1969), no sum of squares is less.
+        norm = self.norm.clamp(min=1e-150)
+        length = torch.where(self.cost > 0, self.cost / norm.square(), 1 / norm).clamp(max=1.0)
+        length = torch.where(unknown | uphill, length, 1.0)
         if first:
             zero = torch.zeros_like(self.cost)
             self.p, self.slope, self.alpha = direction, slope, length
@@ -244,7 +252,7 @@ class _Search:
         g = torch.where(sane[:, None], g, 0.0)
         d = torch.where(sane, dot(g, self.p), torch.inf)
         self.best = torch.where(which, torch.minimum(self.best, f), self.best)
-        a, blur = self.alpha, _BLUR * self.cost.abs()
+        a, blur = self.alpha, self.blur * self.cost.abs()
         enough = self.cost + _ARMIJO * self.alpha * self.slope + blur
         high = (f > enough) | (f >= self.f_lo + blur) & (self.count + self.zoom > 0) | ~sane
         wolfe = ~high & (d.abs() <= -_CURVATURE * self.slope)
