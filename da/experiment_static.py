@@ -64,14 +64,15 @@ class Variational(Method):
             return (y - self._end(begin + (v @ self._L.mT)[:, None])[:, 0, points]) / self.setup.error
 
         def linearised(v: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-            def along(p: Tensor) -> tuple[Tensor, Tensor]:
-                r, change = torch.func.jvp(residual, (v,), (p.expand_as(v),))
-                return change, r
+            def along(p: Tensor) -> Tensor:
+                change: Tensor = torch.func.jvp(residual, (v,), (p.expand_as(v),))[1]
+                return change
 
             # The tangents of all variables at once take hardly longer here than that of one, of which each product
             # with the Hessian would need another.
-            J, r = torch.func.vmap(along, out_dims=(-1, None))(torch.eye(v.shape[1], dtype=v.dtype))
-            H = torch.eye(v.shape[1], dtype=v.dtype) + J.mT @ J
+            eye = torch.eye(v.shape[1], dtype=v.dtype)
+            r, J = residual(v), torch.func.vmap(along, out_dims=-1)(eye)
+            H = eye + J.mT @ J
             gradient = v + (J.mT @ r.unsqueeze(-1)).squeeze(-1)
             return (
                 (v.square().sum(-1) + r.square().sum(-1)) / 2,

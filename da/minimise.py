@@ -219,7 +219,7 @@ class _Search:
         direction = torch.where(uphill[:, None], steepest, direction)
         slope = torch.where(uphill, dot(steepest, self.g), slope)
         unknown = pairs.rho[0] == 0
-        # Where nothing is known: to where a cost of J and this slope would be 0 (Polyak 1969), no sum of squares is less.
+        # Where nothing is known: to where J would be 0 along its slope (Polyak 1969), as no sum of squares is less.
         norm = self.norm.clamp(min=1e-150)
         length = torch.where(self.cost > 0, self.cost / norm.square(), 1 / norm).clamp(max=1.0)
         length = torch.where(unknown | uphill, length, 1.0)
