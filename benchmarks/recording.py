@@ -5,7 +5,7 @@
     python benchmarks/recording.py overhead [--record]                rollout against the bare network loop, 1 degree
     python benchmarks/recording.py memory --gigabytes 30 [--record]   peak memory of a run larger than memory
 
-`io` writes 8 members x 19 levels x 180 x 360 at every step, 29 % of it land. The peer needs
+`io` writes 8 members x 19 levels x 180 x 360 at each of 50 steps, 29 % of it land. The peer needs
 `pip install earth2studio --no-deps` and what its `io` module imports (loguru, netCDF4, certifi); without it its rows
 are left out. A GB is what the values take as float32.
 """
@@ -137,7 +137,7 @@ def theirs(kind: str) -> Write:
 def io(rounds: int) -> list[str]:
     """CPU seconds per GB, median over interleaved rounds."""
     layout = ocean((Field("thetao", 19),))
-    states = [*made(layout, 8)] * 5
+    states = [*made(layout, 8)] * 10  # long enough that making the store, 0.2 s, is a small part
     gigabytes = len(states) * states[0].data.numel() * 4 / 1e9
     tasks: dict[str, Write] = {
         "polynya, float32": ours(Exact()),
@@ -184,8 +184,8 @@ def io(rounds: int) -> list[str]:
 def overlap() -> list[str]:
     """A step that waits for a device, as a host does: how much of the time of writing is hidden."""
     layout = ocean((Field("thetao", 19),))
-    played, steps = made(layout, 8), 40
-    waiting, state, idle = Playback(layout, played, 0.6), played[0], ([*played] * 9)[: steps + 1]
+    played, steps = made(layout, 8), 80
+    waiting, state, idle = Playback(layout, played, 0.6), played[0], ([*played] * 17)[: steps + 1]
     found = {}
     for name, packing in (("float32", Exact()), ("int16", Packed())):
         with tempfile.TemporaryDirectory() as folder:

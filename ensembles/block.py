@@ -5,20 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import cftime
 import numpy as np
 import torch
 import zarr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..emulators import State
 from ..emulators.state import Layout
 from .packing import Packing
 from .recording import TIME_UNITS, Recording, whole
-from .shards import Series
+from .shards import Series, write_rows
 
 __all__ = ["Block"]
 
@@ -99,18 +100,19 @@ class Block:
             if name not in self._masks:
                 continue
             channels, wet = self._masks[name]
-            series, values = self.series[name], data[:, channels]
-            room = torch.from_numpy(series.next)
-            room = room if layout.field(name).levels else room.unsqueeze(1)
-            if data.device.type == "cpu":
-                self.packing.pack(name, values, wet, room)
-            else:
-                there = torch.empty(values.shape, dtype=room.dtype, device=data.device)
-                self.packing.pack(name, values, wet.to(data.device, non_blocking=True), there)
-                pinned = torch.empty(values.shape, dtype=room.dtype, pin_memory=True)
-                pinned.copy_(there)
-                room.copy_(pinned)
-            series.advance()
+            self.series[name].put(partial(self._pack, name, data[:, channels], wet))
+
+    def _pack(self, name: str, values: Tensor, wet: Tensor, members: slice, out: NDArray[Any]) -> None:
+        """Some members of a record (member, level, y, x) into (member, [level], y, x)."""
+        room, here = torch.from_numpy(out).view(-1, *values.shape[1:]), values[members]
+        if values.device.type == "cpu":
+            self.packing.pack(name, here, wet, room, members.start)
+            return
+        there = torch.empty(here.shape, dtype=room.dtype, device=values.device)
+        self.packing.pack(name, here, wet.to(values.device, non_blocking=True), there, members.start)
+        pinned = torch.empty(here.shape, dtype=room.dtype, pin_memory=True)
+        pinned.copy_(there)
+        room.copy_(pinned)
 
     # --- commits ---------------------------------------------------------------------------------
 
@@ -163,11 +165,7 @@ def _save(group: zarr.Group, name: str, state: State, sums: Mapping[str, Tensor]
     """Tensors of a state as arrays; dated last."""
     inside = group.create_group(name, overwrite=True)
     for key, value in {"state": state.data, **sums}.items():
-        numbers = value.detach().cpu().numpy()
-        array = inside.create_array(
-            key, shape=numbers.shape, chunks=(1, *numbers.shape[1:]), dtype=numbers.dtype, compressors=None
-        )
-        array[...] = numbers
+        write_rows(inside, key, value.detach().cpu().numpy())
     calendar = state.time.calendar
     inside.update_attributes({"calendar": calendar, "time": int(cftime.date2num(state.time, TIME_UNITS, calendar))})
 

@@ -76,7 +76,10 @@ class Experiment:
 
     def initial(self, members: tuple[int, ...]) -> State:
         """The state some members begin with; raises ValueError if it does not fit, or is not finite."""
-        state = self.state.sel(members) if isinstance(self.state, State) else self.state(members)
+        if isinstance(self.state, State):
+            state = self.state if self.state.members == members else self.state.sel(members)
+        else:
+            state = self.state(members)
         what = f"rollout of {type(self.emulator).__name__}: initial state"
         self.emulator.layout.require_same(state.layout, what)
         require_finite(state, what)

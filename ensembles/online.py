@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..emulators import Layout, SourceError, State
@@ -22,7 +23,7 @@ from ..emulators.stores import open_zarr
 from .block import Block
 from .durable import Background
 from .recording import Recording, numbers_of
-from .shards import Array, Series, create_series
+from .shards import Array, Record, Series, create_series
 from .statistics import Parts, Statistic, merge_all
 
 __all__ = ["Online", "ensemble_statistics", "merge_statistics"]
@@ -62,9 +63,7 @@ class Online:
 
     def _put(self, number: int, parts: Parts) -> None:
         for name, value in parts.items():
-            series = self.block.series[f"{number}-{name}"]
-            series.next[...] = value.cpu().numpy()
-            series.advance()
+            self.block.series[f"{number}-{name}"].put(_copy_of(value.cpu().numpy()))
 
 
 def _arrays(group: zarr.Group, number: int, statistic: Statistic, layout: Layout, length: int) -> dict[str, Array]:
@@ -135,8 +134,11 @@ def _write(
             array = group[name]
             assert isinstance(array, zarr.Array)
             written[name] = Series(array, None, 0)
-        written[name].next[...] = numbers
-        written[name].advance()
+        written[name].put(_copy_of(numbers))
+
+
+def _copy_of(numbers: NDArray[Any]) -> Record:
+    return lambda _, out: np.copyto(out, numbers)
 
 
 def _land(values: Tensor, wet: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """How numbers are kept on disk: exactly, with fewer bits, or as 16-bit integers.
 
 Compressors find nothing in the last bits of a model's floats, which are noise. `Rounded` sets them to zero (Klöwer et
-al. 2021, doi:10.1038/s43588-021-00156-2); `Packed` stores integers with a scale and an offset as CF has it. Both are
-tensor operations, so that on a GPU less is copied to the host.
+al. 2021, doi:10.1038/s43588-021-00156-2); `Packed` stores integers with a scale and an offset as CF has it. On a GPU
+both are tensor operations, so that less is copied to the host. On a CPU tensor operations would go through memory five
+times over, so there each is a loop that goes once, compiled; the bits are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,9 +21,13 @@ from ..emulators.names import RANGES
 
 __all__ = ["Exact", "Packed", "Packing", "PackingError", "Rounded"]
 
-_FILL = -(2**15)
+_FILL, _MOST = -(2**15), 2**15 - 1
 _STEPS = 64000  # of a range; what is left of 16 bits on either side is for values a little outside
 _BITS = {torch.float32: 23, torch.float64: 52}
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+_Array: TypeAlias = np.ndarray[Any, Any]
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class PackingError(ValueError):
@@ -44,8 +50,11 @@ class Packing(Protocol):
         """CF attributes that tell readers how to unpack."""
         ...
 
-    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor) -> None:
-        """Write a variable (member, level, y, x) into `out` as it goes to disk; land is what is not wet."""
+    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor, first: int = 0) -> None:
+        """Write a variable (member, level, y, x) into `out` as it goes to disk; land is what is not wet.
+
+        `first` is the position of the first of these members among all, for messages.
+        """
         ...
 
 
@@ -65,9 +74,14 @@ class Exact:
         """None."""
         return {}
 
-    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor) -> None:
+    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor, first: int = 0) -> None:
         """Values with NaN on land."""
-        torch.where(wet, values, values.new_tensor(torch.nan), out=out)
+        if not _compiled_for(values):
+            torch.where(wet, values, values.new_tensor(torch.nan), out=out)
+            return
+        land = self.dtype(values.dtype).type(np.nan)
+        for value, cells, to in _flat(values, wet, out):
+            _fill(value, cells, land, to)
 
 
 @dataclass(frozen=True)
@@ -90,14 +104,20 @@ class Rounded(Exact):
         """How many bits were kept, as the CF conventions 1.12 name it."""
         return {"quantization": f"bit rounded to nearest even, {self.bits} bits of the mantissa kept"}
 
-    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor) -> None:
+    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor, first: int = 0) -> None:
         """Rounded values with NaN on land."""
-        drop = _BITS[values.dtype] - self.bits
-        for value, to in zip(values, out, strict=True):  # by member: new memory costs more than arithmetic
-            bits = value.contiguous().view(torch.int32 if value.dtype == torch.float32 else torch.int64)
-            rounded = (bits >> drop).bitwise_and_(1).add_((1 << (drop - 1)) - 1).add_(bits)
-            rounded.bitwise_and_(~((1 << drop) - 1))
-            torch.where(wet, rounded.view(value.dtype), value.new_tensor(torch.nan), out=to)
+        integer, drop = _INTEGERS[values.dtype], _BITS[values.dtype] - self.bits
+        if not _compiled_for(values):
+            land = values.new_tensor(torch.nan)
+            for value, to in zip(values, out, strict=True):  # by member: memory is what a device has least of
+                bits = value.contiguous().view(integer)
+                rounded = (bits >> drop).bitwise_and_(1).add_((1 << (drop - 1)) - 1).add_(bits)
+                rounded.bitwise_and_(~((1 << drop) - 1))
+                torch.where(wet, rounded.view(values.dtype), land, out=to)
+            return
+        for value, cells, to in _flat(values, wet, out):
+            kind = np.dtype(f"i{value.itemsize}")
+            _round(value.view(kind), cells, drop, _nan(kind), to.view(kind))
 
 
 @dataclass(frozen=True)
@@ -124,21 +144,33 @@ class Packed:
         scale, offset = self._line(name)
         return {"scale_factor": scale, "add_offset": offset, "_FillValue": _FILL}
 
-    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor) -> None:
+    def pack(self, name: str, values: Tensor, wet: Tensor, out: Tensor, first: int = 0) -> None:
         """Integers; raises PackingError, naming the first, if a wet value does not fit or is not a number."""
         scale, offset = self._line(name)
-        for k, (value, to) in enumerate(zip(values, out, strict=True)):
-            steps = torch.sub(value, offset).mul_(1.0 / scale).round_()
-            torch.where(wet, steps, steps.new_tensor(float(_FILL)), out=steps)
-            low, high = torch.aminmax(steps)
-            if not (low >= _FILL and high < -_FILL):  # true of NaN, too
-                raise self._unfit(name, k, value, wet & ~(steps.abs() <= -_FILL - 1))
-            to.copy_(steps)
+        if not _compiled_for(values):
+            fits = [self._pack_there(value, wet, scale, offset, to) for value, to in zip(values, out, strict=True)]
+            if not torch.stack(fits).all():  # one question to the device
+                raise self._unfit(name, [bool(f) for f in fits].index(False), values, wet, first)
+            return
+        line = values.new_tensor([offset, 1.0 / scale]).numpy()  # as exact as the values are
+        for k, (value, cells, to) in enumerate(_flat(values, wet, out)):
+            if not _pack(value, cells, line[0], line[1], to):
+                raise self._unfit(name, k, values, wet, first)
 
-    def _unfit(self, name: str, member: int, value: Tensor, wrong: Tensor) -> PackingError:
+    @staticmethod
+    def _pack_there(value: Tensor, wet: Tensor, scale: float, offset: float, to: Tensor) -> Tensor:
+        steps = torch.sub(value, offset).mul_(1.0 / scale).round_()
+        fits = (~wet | (steps.abs() <= _MOST)).all()  # not true of NaN
+        to.copy_(steps.masked_fill_(~wet, _FILL))
+        return fits
+
+    def _unfit(self, name: str, member: int, values: Tensor, wet: Tensor, before: int) -> PackingError:
+        scale, offset = self._line(name)
+        value = values[member]
+        wrong = wet & ~((value - offset).mul_(1.0 / scale).round_().abs() <= _MOST)
         first = torch.nonzero(wrong)[0].tolist()
         return PackingError(
-            f"{name} = {float(value[tuple(first)]):.6g} of the {member}th member here, at (level, y, x) = "
+            f"{name} = {float(value[tuple(first)]):.6g} of the {before + member}th member here, at (level, y, x) = "
             f"{tuple(first)}, and {int(wrong.sum())} of its values in all, do not fit into 16 bits of "
             f"{self._range(name)}; give Packed(ranges={{{name!r}: (low, high)}}), or keep floats: packing=Rounded()"
         )
@@ -155,3 +187,52 @@ class Packed:
     def _line(self, name: str) -> tuple[float, float]:
         low, high = self._range(name)
         return (high - low) / _STEPS, 0.5 * (low + high)
+
+
+# --- on a CPU ------------------------------------------------------------------------------------
+
+
+def _compiled_for(values: Tensor) -> bool:
+    return values.device.type == "cpu"
+
+
+def _flat(values: Tensor, wet: Tensor, out: Tensor) -> Iterator[tuple[_Array, _Array, _Array]]:
+    """Values, which of them are wet, and where they go, member by member as rows of numbers."""
+    cells = wet.expand(values.shape[1:]).reshape(-1).numpy()
+    for value, to in zip(values.detach(), out, strict=True):
+        yield value.reshape(-1).numpy(), cells, to.view(-1).numpy()
+
+
+def _compiled(function: _F) -> _F:
+    """Compile with numba, to be kept on disk; other threads run meanwhile."""
+    return cast(_F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def _nan(kind: np.dtype[Any]) -> Any:
+    """The bits of NaN as an integer of this kind."""
+    return np.array(np.nan, f"f{kind.itemsize}").view(kind)[()]
+
+
+@_compiled
+def _fill(value: _Array, wet: _Array, land: float, out: _Array) -> None:
+    for i in range(value.size):
+        out[i] = value[i] if wet[i] else land
+
+
+@_compiled
+def _round(bits: _Array, wet: _Array, drop: int, land: int, out: _Array) -> None:
+    """Half of what is dropped is added, and a bit less where that makes a tie even."""
+    half, kept = (1 << (drop - 1)) - 1, ~((1 << drop) - 1)
+    for i in range(bits.size):
+        out[i] = (bits[i] + ((bits[i] >> drop) & 1) + half) & kept if wet[i] else land
+
+
+@_compiled
+def _pack(value: _Array, wet: _Array, offset: float, inverse: float, out: _Array) -> bool:
+    """Whether all that is wet fits."""
+    wrong = False
+    for i in range(value.size):
+        step = np.rint((value[i] - offset) * inverse)
+        wrong |= wet[i] & (not np.abs(step) <= _MOST)  # true of NaN
+        out[i] = np.int32(step) if wet[i] else np.int32(_FILL)
+    return not wrong

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import cftime
@@ -165,7 +166,6 @@ def _run_block(
     begun = block.restart()
     if begun is None:
         state, sums = experiment.initial(block.members), {}
-        block.begin(state)
     else:
         state, sums = begun[0].to(device), {k: v.to(device) for k, v in begun[1].items()}
     emulator = experiment.emulator if plan is None else in_batches(experiment.emulator, plan.batch)
@@ -177,6 +177,8 @@ def _run_block(
             block, background, experiment.output, experiment.selections, beside, experiment.forcing, last, sums
         )
         online = Online(block, background, experiment.statistics, experiment.statistics_every, len(experiment.dates))
+        if begun is None:
+            background.do(partial(block.begin, state))
         forcing = None if experiment.forcing is None else _Resident(experiment.forcing, device)
         run = trajectory(emulator, state, forcing, experiment.noise)
         if block.records:

@@ -4,12 +4,14 @@ Of a shard that is written in two goes, Zarr reads, unpacks and packs the first 
 expensive; and of one that it is given whole, it still makes five copies. So whole shards are put together here as the
 Zarr 3 specification of the `sharding_indexed` codec has them (zarr-specs, v3.1, "Sharding codec"): encoded chunks one
 after the other, then for each its offset and length, 64 bits each, and a CRC-32C of that index. A chunk is Blosc LZ4
-with its own CRC-32C behind it.
+with its own CRC-32C behind it. All shards of an array lie in one folder: of a folder for every index, as is Zarr's
+default, a disk makes three more for each shard, and `sync` would have to make sure of them all.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -22,13 +24,16 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .durable import Durable
 
-__all__ = ["Array", "Series", "create_series"]
+__all__ = ["Array", "Series", "create_series", "write_rows"]
 
 Array: TypeAlias = zarr.Array[Any]
 
 _CHUNK_BYTES, _SHARD_BYTES = 4e6, 32e6
 _WHOLE: Any = {"write_empty_chunks": True}  # every shard is on disk, so that a missing one is known to be missing
-_BLOSC = Blosc(cname="lz4", clevel=1, shuffle=Blosc.SHUFFLE)
+_FLAT: Any = {"name": "default", "separator": "."}
+_LZ4: dict[str, Any] = {"cname": "lz4", "clevel": 1, "shuffle": Blosc.SHUFFLE}
+# How long the blocks of a frame are is for the writer to choose: in Blosc's own, 16-bit integers take more room.
+_BLOSC, _BLOSC_16 = Blosc(**_LZ4), Blosc(**_LZ4, blocksize=2**17)
 
 
 def create_series(
@@ -66,8 +71,19 @@ def create_series(
         name, shape=shape, chunks=(*lead[0], *shape[axis + 1 :]), shards=(*lead[1], *shape[axis + 1 :]), dtype=dtype,
         fill_value=fill, dimension_names=dims,
         compressors=[BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"), Crc32cCodec()], config=_WHOLE,
+        chunk_key_encoding=_FLAT,
     )  # fmt: skip
     array.update_attributes(attributes or {})
+
+
+def write_rows(group: zarr.Group, name: str, numbers: NDArray[Any]) -> None:
+    """A new array of these numbers as they are, a file for each row."""
+    array: Array = group.create_array(
+        name, shape=numbers.shape, chunks=(1, *numbers.shape[1:]), dtype=numbers.dtype, compressors=None,
+        chunk_key_encoding=_FLAT,
+    )  # fmt: skip
+    for k, row in enumerate(numbers):
+        _store(array).write(_file(array, (k,)), [np.ascontiguousarray(row).reshape(-1).view("u1").data])
 
 
 def _divisor(number: int, most: float) -> int:
@@ -75,8 +91,15 @@ def _divisor(number: int, most: float) -> int:
     return next(d for d in range(max(1, min(number, int(most))), 0, -1) if number % d == 0)
 
 
+Record: TypeAlias = Callable[[slice, NDArray[Any]], None]
+"""Writes some of the members of a record (member, ...), or the record where there are no members, into an array."""
+
+
 class Series:
     """The records of some members in one array: gathered until a shard is full, then written.
+
+    Where shards hold one record each nothing is gathered: a chunk is made, compressed and written while it is in the
+    cache.
 
     Args:
         array: (member, time, ...), or (time, ...) if there are no rows.
@@ -90,8 +113,9 @@ class Series:
         axis = len(self._rows)
         self.depth = (array.shards or array.chunks)[axis]
         self.first, self.filled = start - start % self.depth, start % self.depth
+        self._gathers = rows is None or self.depth > 1 or not all(whole for *_, whole in self._shards())
         members = () if rows is None else (rows.stop - rows.start,)
-        shape = (*members, self.depth, *array.shape[axis + 1 :])
+        shape = (*members, self.depth, *array.shape[axis + 1 :]) if self._gathers else (0,)
         self._buffer: NDArray[Any] = np.full(shape, array.fill_value, array.dtype)
         if self.filled:
             self._buffer[self._at(slice(0, self.filled))] = array[(*self._rows, slice(self.first, start))]
@@ -101,15 +125,17 @@ class Series:
         axis = len(self._rows)
         self.array.resize((*self.array.shape[:axis], length, *self.array.shape[axis + 1 :]))
 
-    @property
-    def next(self) -> NDArray[Any]:
-        """Where the next record ([member], ...) is to be put, a view."""
-        return self._buffer[(*self._at(self.filled), ...)]
-
-    def advance(self) -> None:
-        """The next record is there."""
-        self.filled += 1
-        if self.filled == self.depth:
+    def put(self, record: Record) -> None:
+        """The next record."""
+        if self._gathers:
+            everybody = slice(0, self._rows[0].stop - self._rows[0].start) if self._rows else slice(None)
+            record(everybody, self._buffer[(*self._at(self.filled), ...)])
+            self.filled += 1
+        else:
+            for k, first, stop, _ in self._shards():
+                here = slice(first - self._rows[0].start, stop - self._rows[0].start)
+                _write(self.array, self.first, (k,), _made(self.array, here, record))
+        if not self._gathers or self.filled == self.depth:
             self.flush()
             self.first, self.filled = self.first + self.depth, 0
             if self.depth > 1:
@@ -119,42 +145,82 @@ class Series:
         """Write what was gathered, also of a shard that is not full; the next time will write it again."""
         if not self.filled:
             return
+        time = self.first // self.depth
         if not self._rows:
-            _write(self.array, self.first // self.depth, (), self._buffer)
+            _write(self.array, time, (), _pieces(self.array, self._buffer))
             return
-        rows, across = self._rows[0], (self.array.shards or self.array.chunks)[0]
-        for k in range(rows.start // across, -(-rows.stop // across)):
-            first, stop = max(k * across, rows.start), min((k + 1) * across, rows.stop)
-            part = self._buffer[first - rows.start : stop - rows.start]
-            if first == k * across and stop in (first + across, self.array.shape[0]):
-                _write(self.array, self.first // self.depth, (k,), part)
+        for k, first, stop, whole in self._shards():
+            part = self._buffer[first - self._rows[0].start : stop - self._rows[0].start]
+            if whole:
+                _write(self.array, time, (k,), _pieces(self.array, part))
             else:  # other members are in this shard, too
                 times = slice(self.first, self.first + self.filled)
                 self.array[first:stop, times] = part[:, : self.filled]
+
+    def _shards(self) -> Iterator[tuple[int, int, int, bool]]:
+        """Shards across members: which, the first and last row of those here, and whether these are all it has."""
+        rows, across = self._rows[0], (self.array.shards or self.array.chunks)[0]
+        for k in range(rows.start // across, -(-rows.stop // across)):
+            first, stop = max(k * across, rows.start), min((k + 1) * across, rows.stop)
+            yield k, first, stop, first == k * across and stop in (first + across, self.array.shape[0])
 
     def _at(self, times: int | slice) -> tuple[Any, ...]:
         return (*(slice(None) for _ in self._rows), times)
 
 
-def _write(array: Array, time: int, member: tuple[int, ...], values: NDArray[Any]) -> None:
-    """Write a whole shard; members beyond the last are not there."""
-    store, chunks, shards = array.store, array.chunks, array.shards or array.chunks
-    assert isinstance(store, Durable)
-    parts, table, offset = [], [], 0
+Chunks: TypeAlias = Iterator[NDArray[Any]]
+"""The chunks of a shard in order, each valid until the next; those at the edge of the array may be cut."""
+
+
+def _pieces(array: Array, values: NDArray[Any]) -> Chunks:
+    """Of a shard that is there."""
+    chunks, shards = array.chunks, array.shards or array.chunks
     for at in product(*(range(s // c) for s, c in zip(shards, chunks, strict=True))):
-        chunk = values[tuple(slice(i * c, (i + 1) * c) for i, c in zip(at, chunks, strict=True))]
-        if chunk.shape != chunks:
-            whole = np.full(chunks, array.fill_value, array.dtype)
+        yield values[tuple(slice(i * c, (i + 1) * c) for i, c in zip(at, chunks, strict=True))]
+
+
+def _made(array: Array, members: slice, record: Record) -> Chunks:
+    """Of a shard (member, 1, ...) with some members of one record."""
+    across, shard = array.chunks[0], (array.shards or array.chunks)[0]
+    room = np.empty(array.chunks, array.dtype)
+    for first in range(members.start, members.start + shard, across):
+        number = max(0, min(first + across, members.stop) - first)
+        if number:
+            record(slice(first, first + number), room[:number, 0])
+        yield room[:number]
+
+
+def _write(array: Array, time: int, member: tuple[int, ...], chunks: Chunks) -> None:
+    """Write a whole shard; members beyond the last are not there."""
+    _store(array).write(_file(array, (*member, time)), _encoded(array, chunks))
+
+
+def _encoded(array: Array, chunks: Chunks) -> Iterator[bytes]:
+    """The parts of a shard's file, one by one: what was just compressed is written while it is in the cache."""
+    blosc, table, offset = _BLOSC_16 if array.dtype.itemsize == 2 else _BLOSC, [], 0
+    for chunk in chunks:
+        if chunk.shape != array.chunks:
+            whole = np.full(array.chunks, array.fill_value, array.dtype)
             whole[tuple(slice(0, n) for n in chunk.shape)] = chunk
             chunk = whole
-        data = _BLOSC.encode(np.ascontiguousarray(chunk))
-        parts += [data, _checksum(data)]
+        data = blosc.encode(np.ascontiguousarray(chunk))
+        yield data
+        yield _checksum(data)
         table.append((offset, len(data) + 4))
         offset += len(data) + 4
     index = np.asarray(table, dtype="<u8").tobytes()
-    space = (0,) * (len(chunks) - 1 - len(member))
-    key = array.metadata.encode_chunk_key((*member, time, *space))
-    store.write(f"{array.path}/{key}", [*parts, index, _checksum(index)])
+    yield index
+    yield _checksum(index)
+
+
+def _store(array: Array) -> Durable:
+    assert isinstance(array.store, Durable)
+    return array.store
+
+
+def _file(array: Array, at: tuple[int, ...]) -> str:
+    """Name of the shard, or chunk, with these leading indices."""
+    return f"{array.path}/{array.metadata.encode_chunk_key((*at, *(0,) * (array.ndim - len(at))))}"
 
 
 def _checksum(data: bytes) -> bytes:

@@ -148,7 +148,7 @@ def test_a_run_is_planned_and_its_store_verified(tmp_path: Path, capsys: pytest.
     assert "bound by" in shown and "member-years a day" in shown
     cli.app(["verify", str(store)], standalone_mode=False)
     assert "are what was written" in capsys.readouterr().out
-    next(p for p in (store / "zos" / "c").rglob("*") if p.is_file()).unlink()
+    next((store / "zos").glob("c.*")).unlink()
     with pytest.raises(DamagedError, match="missing"):
         cli.app(["verify", str(store)], standalone_mode=False)
 
