@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 
 import xarray as xr
 
-_AT_ONCE = 10  # chunks that zarr decodes at the same time
+_COPIES = 4  # of a piece: as it is stored, its chunks, what is made of them, and what malloc keeps of the one before
+_PIECE = 32e6  # bytes; larger arrays malloc takes fresh from the system each time, which costs as much as decoding them
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,22 @@ class Variable:
         """Bytes of a piece."""
         return float(self.itemsize * math.prod(min(steps[d], n) for d, n, *_ in self.dims))
 
+    def pieces(self) -> dict[str, int]:
+        """Extent along each dimension of what is read at once: whole shards, or chunks, of less than 32 MB."""
+        grains = {d: (c, max(s, c)) for d, _, c, s in self.dims}
+        return fitted({d: n for d, n, *_ in self.dims}, [*grains], grains, self.bytes_of, _PIECE)
+
     @property
     def chunk_bytes(self) -> float:
         """Bytes of a decoded chunk."""
         return float(self.itemsize * math.prod(c for *_, c, _ in self.dims))
 
     def decoding(self, steps: Mapping[str, int]) -> float:
-        """Bytes of chunks decoded beside the tile."""
-        touched = math.prod(-(-steps[d] // c) for d, _, c, _ in self.dims)
-        return self.chunk_bytes * min(touched, _AT_ONCE) if self.stored else 0.0
+        """Bytes that reading a tile of these steps takes beside it."""
+        if not self.stored:
+            return 0.0
+        tile = replace(self, dims=tuple((d, min(-(-steps[d] // c) * c, n), c, s) for d, n, c, s in self.dims))
+        return _COPIES * tile.bytes_of(tile.pieces())
 
     def decoded(self, steps: Mapping[str, int], sizes: Mapping[str, int]) -> float:
         """Bytes of all chunks that all tiles decode."""
@@ -65,6 +74,23 @@ class Variable:
             starts = range(0, n, steps[d])
             total *= sum((min(-(-min(k + steps[d], n) // c) * c, n) - k // c * c) for k in starts)
         return total
+
+
+def blocks(extent: Mapping[str, int], steps: Mapping[str, int]) -> Iterator[dict[str, slice]]:
+    """Blocks of `steps` that together are `extent`, in the order of its dimensions; nothing of those not split."""
+    split = [d for d in extent if steps[d] < extent[d]]
+    for starts in product(*(range(0, extent[d], steps[d]) for d in split)):
+        yield {d: slice(k, min(k + steps[d], extent[d])) for d, k in zip(split, starts, strict=True)}
+
+
+def within(tile: Mapping[str, slice], part: Mapping[str, slice]) -> dict[str, slice]:
+    """Where a part of a tile is in what the tile is a piece of."""
+    found = {}
+    for d in {**tile, **part}:
+        first, stop = (tile[d].start, tile[d].stop) if d in tile else (0, part[d].stop)
+        inner = part.get(d, slice(0, stop - first))
+        found[d] = slice(first + inner.start, first + inner.stop)
+    return found
 
 
 def fitted(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .conventions import bare, matched, vertical_dim
+from .conventions import bare, horizontal_dims, matched, vertical_dim
 from .sorting import compiled
 
 _Array = np.ndarray[Any, Any]
@@ -52,34 +52,94 @@ def over_columns(
     return [several.isel(_output=k).transpose(*order, ...).assign_coords(kept) for k in range(outputs)]
 
 
+def over_volume(field: xr.DataArray, area: xr.DataArray, layers: Sequence[xr.DataArray]) -> xr.DataArray:
+    """`volume_integrals` of a labelled field (…, lev, lat|y, lon|x), (…, range), float64.
+
+    `area` (lat|y, lon|x) and `layers`, alike, (lev) or (…, lev, lat|y, lon|x), each the thickness within a range. Lazy
+    for lazy fields whose columns and maps are not chunked.
+    """
+    dims = [vertical_dim(field), *horizontal_dims(field)]
+    even = set(dims[1:]).isdisjoint(layers[0].dims)
+    thick = [d if even else d.broadcast_like(area) for d in layers]
+
+    def sums(values: _Array, cells: _Array, *dz: _Array) -> _Array:
+        return volume_integrals(values, cells, *(d[..., None, None] if even else d for d in dz))
+
+    found: xr.DataArray = xr.apply_ufunc(
+        sums,
+        bare(field),
+        area,
+        *thick,
+        input_core_dims=[dims, dims[1:], *[dims[:1] if even else dims] * len(thick)],
+        output_core_dims=[["range"]],
+        dask="parallelized",
+        output_dtypes=["f8"],
+        dask_gufunc_kwargs={"output_sizes": {"range": len(layers)}},
+    )
+    return found
+
+
+_WIDTH = 1024  # cells whose rows of float64 stay in the first cache
+
+
 @compiled
-def _integrals(field: _Array, dz: _Array, out: _Array) -> None:
-    """Sum of field (lev, cell) times dz (lev, cell or 1) over the layers of some thickness, NaN where there is none."""
-    width = 1024  # rows of float64 that stay in the first cache
-    counts = np.empty(width)
-    for first in range(0, out.size, width):
-        end = min(first + width, out.size)
-        total, count = out[first:end], counts[: end - first]
-        total[:] = 0.0
-        count[:] = 0.0
-        for k in range(field.shape[0]):
-            row = field[k, first:end]
-            if dz.shape[1] == 1:
-                d = dz[k, 0]
-                if d > 0:
-                    for j in range(total.size):
-                        x = np.float64(row[j])
-                        total[j] += x * d if x == x else 0.0
-                        count[j] += 1.0 if x == x else 0.0
-            else:
-                layer = dz[k, first:end]
+def _integrate(field: _Array, dz: _Array, first: int, total: _Array, count: _Array) -> None:
+    """Sum of field (lev, cell) times dz (lev, cell or 1) over the layers of some thickness, and their number.
+
+    For as many cells, from the `first` on, as `total` and `count` are long.
+    """
+    end = first + total.size
+    total[:] = 0.0
+    count[:] = 0.0
+    for k in range(field.shape[0]):
+        row = field[k, first:end]
+        if dz.shape[1] == 1:
+            d = dz[k, 0]
+            if d > 0:
                 for j in range(total.size):
                     x = np.float64(row[j])
-                    there = (x == x) & (layer[j] > 0)
-                    total[j] += x * layer[j] if there else 0.0
-                    count[j] += 1.0 if there else 0.0
+                    total[j] += x * d if x == x else 0.0
+                    count[j] += 1.0 if x == x else 0.0
+        else:
+            layer = dz[k, first:end]
+            for j in range(total.size):
+                x = np.float64(row[j])
+                there = (x == x) & (layer[j] > 0)
+                total[j] += x * layer[j] if there else 0.0
+                count[j] += 1.0 if there else 0.0
+
+
+@compiled
+def _integrals(field: _Array, dz: _Array, out: _Array) -> None:
+    """As `_integrate`, of all cells, NaN where no layer counts."""
+    counts = np.empty(_WIDTH)
+    for first in range(0, out.size, _WIDTH):
+        total = out[first : first + _WIDTH]
+        count = counts[: total.size]
+        _integrate(field, dz, first, total, count)
         for j in range(total.size):
             total[j] = total[j] if count[j] > 0 else np.nan
+
+
+@compiled
+def _volume_integrals(field: _Array, dz: _Array, area: _Array, out: _Array) -> None:
+    """Sum of field (lev, cell) times dz (range, lev, cell or 1) times area (cell), (range), NaN if nothing counts."""
+    totals, counts = np.empty(_WIDTH), np.empty(_WIDTH)
+    number = np.zeros(out.size)
+    out[:] = 0.0
+    for first in range(0, area.size, _WIDTH):
+        cells = area[first : first + _WIDTH]
+        total, count = totals[: cells.size], counts[: cells.size]
+        for b in range(out.size):  # the rows come from memory once
+            _integrate(field, dz[b], first, total, count)
+            part, layers = 0.0, 0.0
+            for j in range(cells.size):
+                part += total[j] * cells[j] if count[j] > 0 else 0.0
+                layers += count[j]
+            out[b] += part
+            number[b] += layers
+    for b in range(out.size):
+        out[b] = out[b] if number[b] > 0 else np.nan
 
 
 def integral(field: _Array, dz: _Array) -> _Array:
@@ -88,16 +148,36 @@ def integral(field: _Array, dz: _Array) -> _Array:
     NaN and layers without thickness do not count; NaN where none counts.
     """
     shape = np.broadcast_shapes(field.shape, dz.shape)
-    cells = shape[-2] * shape[-1]
-    out = np.empty((*shape[:-3], cells))
-    if dz.shape[-2:] == (1, 1):
-        layers = np.ascontiguousarray(dz, dtype="f8").reshape(*dz.shape[:-2], 1)
-    else:
-        layers = _flat(dz.astype("f8", copy=False), shape)
-    values = _flat(field if field.dtype in (np.float32, np.float64) else field.astype("f8"), shape)
+    out = np.empty((*shape[:-3], shape[-2] * shape[-1]))
+    values, layers = _values(field, shape), _layers(dz, shape)
     for index in np.ndindex(shape[:-3]):
         _integrals(_at(values, index), _at(layers, index), out[index])
     return out.reshape(*shape[:-3], *shape[-2:])
+
+
+def volume_integrals(field: _Array, area: _Array, *dz: _Array) -> _Array:
+    """Integrals (…, range) of `field` (…, lev, y, x) over `area` (y, x) and each of the layers `dz`, as `integral`.
+
+    `dz` have one shape. The field is passed over once for all of them.
+    """
+    shape = np.broadcast_shapes(field.shape, dz[0].shape)
+    out = np.empty((*shape[:-3], len(dz)))
+    values, layers = _values(field, shape), np.stack([_layers(d, shape) for d in dz], axis=-3)
+    cells = np.ascontiguousarray(area, dtype="f8").reshape(-1)
+    for index in np.ndindex(shape[:-3]):
+        _volume_integrals(_at(values, index), _at(layers, index, own=3), cells, out[index])
+    return out
+
+
+def _values(field: _Array, shape: tuple[int, ...]) -> _Array:
+    return _flat(field if field.dtype in (np.float32, np.float64) else field.astype("f8"), shape)
+
+
+def _layers(dz: _Array, shape: tuple[int, ...]) -> _Array:
+    """Thickness (…, lev, cell), or (…, lev, 1) if it is that of all cells."""
+    if dz.shape[-2:] == (1, 1):
+        return np.ascontiguousarray(dz, dtype="f8").reshape(*dz.shape[:-2], 1)
+    return _flat(dz.astype("f8", copy=False), shape)
 
 
 def _flat(field: _Array, shape: tuple[int, ...]) -> _Array:
@@ -106,7 +186,7 @@ def _flat(field: _Array, shape: tuple[int, ...]) -> _Array:
     return whole.reshape(*whole.shape[:-2], -1)
 
 
-def _at(field: _Array, index: tuple[int, ...]) -> Any:
-    """The (lev, cell) of `field` at an index of the leading axes, of which it may have fewer, or of length 1."""
-    lead = field.shape[:-2]
+def _at(field: _Array, index: tuple[int, ...], own: int = 2) -> Any:
+    """The `own` last axes of `field` at an index of those before, of which it may have fewer, or of length 1."""
+    lead = field.shape[:-own]
     return field[tuple(min(i, n - 1) for i, n in zip(index[len(index) - len(lead) :], lead, strict=True))]

@@ -14,14 +14,14 @@ Geosci. Model Dev. 9, 3231); that of observed water, with its own density, is `e
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from .columns import integral, over_columns
+from .columns import integral, over_columns, over_volume
 from .conventions import (
     RHO0,
     bare,
@@ -30,6 +30,7 @@ from .conventions import (
     described,
     horizontal_dims,
     matched,
+    thickness_of,
     thickness_within,
     vertical_dim,
 )
@@ -136,6 +137,29 @@ def global_heat_content(
     total = (local * area).sum(dims, min_count=1)
     methods = f"{local.attrs['cell_methods']} {dims[0]}: {dims[1]}: sum"
     return described(total, "ohc", **{**_without_name(local), "units": "J", "cell_methods": methods})
+
+
+def heat_between(thetao: xr.DataArray, bands: Sequence[tuple[float, float]]) -> xr.DataArray:
+    """As `global_heat_content` between several pairs of depths, (…, band), in one pass over memory.
+
+    Lazy for lazy input whose columns and maps are not chunked.
+    """
+    check_units(thetao, "degC")
+    constants = constants_of("TEOS-10")
+    surface = thetao.isel({vertical_dim(thetao): 0}, drop=True)
+    area = matched(surface, cell_area(thetao, None))
+    # Thicknesses of single cells are as large as the field: one band after the other then.
+    groups = [bands] if thickness_of(thetao).ndim == 1 else [[band] for band in bands]
+    parts = [over_volume(thetao, area, [thickness_within(thetao, depth=b) for b in group]) for group in groups]
+    heat = xr.concat(parts, "range")
+    return described(
+        (heat * (constants.rho0 * constants.cp)).rename(range="band"),
+        "ohc",
+        units="J",
+        long_name="ocean heat content",
+        reference_density=constants.rho0,
+        specific_heat_capacity=constants.cp,
+    ).assign_coords(band=[f"{top:g}-{bottom:g} m" for top, bottom in bands])
 
 
 def _without_name(field: xr.DataArray) -> dict[str, Any]:

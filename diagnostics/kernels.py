@@ -17,6 +17,8 @@ Arrays are (member, point) and (point); callers flatten.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,8 @@ from .sorting import TILE, compiled, padded, sort_columns
 
 _Array = np.ndarray[Any, Any]
 
-_BLOCK = 32 * TILE  # points whose members stay in the second cache from one loop to the next
+_BLOCK = 16 * TILE  # points whose members stay in the second cache from one loop to the next
+_POINTS = 128 * TILE  # points whose scores stay in the third
 
 
 @compiled
@@ -226,20 +229,37 @@ def moments(ens: _Array) -> _Array:
 
 
 @compiled
-def _terms(obs: _Array, scores: _Array, members: int, out: _Array) -> None:
-    """Fill (7, point), of which error holds the mean and variance the sum of squares; 0 where something is missing."""
+def _terms(obs: _Array, scores: _Array, members: int, first: int, out: _Array) -> None:
+    """Fill (7, point) from `first` on, of which error holds the mean and variance the sum of squares; 0 for missing."""
     for j in range(obs.size):
+        k = first + j
         plain, fair, y = np.float64(scores[0, j]), np.float64(scores[1, j]), np.float64(obs[j])
-        error = out[2, j] - y
+        error = out[2, k] - y
         there = (plain == plain) & (error == error)
         error = error if there else 0.0
-        out[0, j] = plain if there else 0.0
-        out[1, j] = fair if there else 0.0
-        out[2, j] = error
-        out[3, j] = abs(error)
-        out[4, j] = error * error
-        out[5, j] = out[5, j] / (members - 1) if there else 0.0
-        out[6, j] = 1.0 if there else 0.0
+        out[0, k] = plain if there else 0.0
+        out[1, k] = fair if there else 0.0
+        out[2, k] = error
+        out[3, k] = abs(error)
+        out[4, k] = error * error
+        out[5, k] = out[5, k] / (members - 1) if there else 0.0
+        out[6, k] = 1.0 if there else 0.0
+
+
+@compiled
+def _score_terms(
+    ens: _Array, stride: int, members: int, obs: _Array, rows: int, pair_weights: _Array, out: _Array
+) -> None:
+    for first in range(0, obs.size, _BLOCK):
+        y, there = obs[first : first + _BLOCK], ens[first:]
+        end = first + y.size
+        scores = np.empty((2, y.size), ens.dtype)
+        _moments(there, stride, members, out[2, first:end], out[5, first:end])
+        _crps_tiles(there, stride, members, y, rows, pair_weights, scores)
+        _terms(y, scores, members, first, out)
+
+
+SCORE_TERMS = ("crps", "fair_crps", "error", "absolute_error", "squared_error", "variance", "weight")
 
 
 def score_terms(ens: _Array, obs: _Array) -> _Array:
@@ -249,15 +269,41 @@ def score_terms(ens: _Array, obs: _Array) -> _Array:
     for one member), and 1; all are 0 where a member or the observation is missing.
     """
     members = len(ens)
-    out = np.empty((7, *obs.shape))
+    out = np.empty((len(SCORE_TERMS), *obs.shape))
     pairs = 1 / (members * (members - 1)) if members > 1 else 0.0
-    for first in range(0, obs.size, _BLOCK):
-        at = slice(first, first + _BLOCK)
-        rows, y, part = ens[:, at], np.ascontiguousarray(obs[at]), out[:, at]
-        flat, stride = _flat(rows)
-        _moments(flat, stride, members, part[2], part[5])
-        _terms(y, _crps_all(rows, y, 1 / members**2, pairs), members, part)
+    flat, stride = _flat(ens)
+    weights = np.array([1 / members**2, pairs], ens.dtype)
+    _score_terms(flat, stride, members, np.ascontiguousarray(obs), padded(members), weights, out)
     return out
+
+
+def score_sums(ens: _Array, obs: _Array, weights: _Array, axes: tuple[int, ...]) -> _Array:
+    """Weighted sums over `axes` of what `score_terms` returns, (7, …), those axes of length 1, float64.
+
+    `ens` (member, …), `obs` (…), `weights` (…), each axis as long as that of `obs` or 1. Block by block of points, so
+    that no field of terms is made.
+    """
+    weights = np.broadcast_to(weights, obs.shape)
+    out = np.zeros((len(SCORE_TERMS), *(1 if k in axes else n for k, n in enumerate(obs.shape))))
+    here = list(range(1, obs.ndim + 1))
+    left = [0, *(k for k in here if k - 1 not in axes)]
+    for at in _point_blocks(obs.shape):
+        y = obs[at]
+        terms = score_terms(ens[:, *at].reshape(len(ens), -1), y.reshape(-1)).reshape(-1, *y.shape)
+        into = out[:, *(slice(None) if k in axes else s for k, s in enumerate(at))]
+        into += np.einsum(terms, [0, *here], weights[at], here, left).reshape(into.shape)
+    return out
+
+
+def _point_blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Blocks of neighbouring points of an array, few enough for the third cache."""
+    steps, most = [], _POINTS
+    for n in reversed(shape):
+        steps.append(max(1, min(n, most)))
+        most //= max(n, 1)
+    steps.reverse()
+    for starts in product(*(range(0, n, step) for n, step in zip(shape, steps, strict=True))):
+        yield tuple(slice(k, k + step) for k, step in zip(starts, steps, strict=True))
 
 
 @compiled

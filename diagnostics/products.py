@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from .conventions import bare, described, wet_area
-from .heat import global_heat_content, heat_uptake
+from .heat import heat_between, heat_uptake
 from .kernels import moments
 from .moments import merged_moments
 from .sea_level import global_rise, volume_sums
@@ -57,7 +57,7 @@ class Product(Protocol):
         ...
 
     def partial(self, tile: xr.Dataset) -> xr.Dataset:
-        """State of a tile."""
+        """State of a tile, whose values the next tile overwrites: only a state may hold them, which is then copied."""
         ...
 
     def merge(self, first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
@@ -215,11 +215,7 @@ class HeatContent:
     def partial(self, tile: xr.Dataset) -> xr.Dataset:
         """Heat and area of the places in the tile."""
         thetao = tile[self.variable]
-        labels = xr.DataArray([f"{top:g}-{bottom:g} m" for top, bottom in self.bands], dims="band", name="band")
-        heat = xr.concat([bare(global_heat_content(thetao, depth=b)) for b in self.bands], labels)
-        attrs = {"long_name": "ocean heat content"}
-        constants = {k: heat.attrs[k] for k in ("units", "reference_density", "specific_heat_capacity")}
-        return xr.Dataset({"ohc": described(heat, "ohc", **constants, **attrs), "ocean_area": wet_area(thetao)})
+        return xr.Dataset({"ohc": heat_between(thetao, self.bands), "ocean_area": wet_area(thetao)})
 
     def merge(self, first: xr.Dataset, second: xr.Dataset) -> xr.Dataset:
         """Sums over places."""
@@ -276,7 +272,7 @@ class ScoreTotals:
     truth: str
     keep: tuple[str, ...] = ()
     member_dim: str = "member"
-    working: float = 2.5
+    working: float = 1.0
 
     @property
     def variables(self) -> tuple[str, ...]:

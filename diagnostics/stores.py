@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,13 +15,60 @@ from typing import Any, TypeAlias
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import xarray as xr
+import zarr
 from dask.base import optimize
+from zarr.buffer.cpu import NDBuffer
 
+from .chunks import Variable, blocks, within
 from .conventions import area_of
 
 Store: TypeAlias = str | Path | xr.Dataset
 _SMALL = 64e6
 Tile: TypeAlias = Mapping[str, slice]
+_Array = np.ndarray[Any, Any]
+
+
+class Space(threading.local):
+    """Arrays that a thread reads tiles into, one after the other; each thread has its own.
+
+    Fresh memory for every tile would cost half as much as decoding it. The next tile overwrites what is read, so what
+    is kept must be `apart`.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, _Array] = {}
+
+    def read(self, field: xr.DataArray, stored: zarr.Array[Any] | None, tile: Tile) -> xr.DataArray:
+        """A variable of a `tile`, piece by piece, decoded into place if the array is known that it is `stored` in.
+
+        As it is if it is in memory, lazy for dask, or a single piece to copy.
+        """
+        variable = Variable.of(field)
+        sizes, steps = {str(d): n for d, n in field.sizes.items()}, variable.pieces()
+        if not variable.stored or field.chunks is not None or (stored is None and steps == sizes):
+            return field
+        values = self._array(str(field.name), field.shape, field.dtype)
+        for at in blocks(sizes, steps):
+            part = values[tuple(at.get(d, slice(None)) for d in sizes)]
+            if stored is None:
+                part[...] = field[at].to_numpy()
+            else:
+                whole = within(tile, at)
+                place = tuple(whole.get(d, slice(None)) for d in sizes)
+                stored.get_basic_selection(place, out=NDBuffer.from_numpy_array(part))
+        return field.copy(data=values)
+
+    def _array(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Array:
+        size, have = math.prod(shape), self._arrays.get(name)
+        if have is None or have.size < size or have.dtype != dtype:
+            have = self._arrays[name] = np.empty(size, dtype)
+        return have[:size].reshape(shape)
+
+    def apart(self, state: xr.Dataset) -> xr.Dataset:
+        """The state, or a copy if it shows values of the tile itself."""
+        values = [v.values for v in state.variables.values()]
+        shared = any(np.may_share_memory(v, a) for v in values for a in self._arrays.values())
+        return state.copy(deep=True) if shared else state
 
 
 @dataclass(frozen=True)
@@ -29,18 +78,21 @@ class Reader:
     Attributes:
         paths: of the store and, by name, of those beside it; None if one of them is a Dataset.
         dataset: all of them together, lazily.
+        path: of the store; None if it is a Dataset.
     """
 
     paths: tuple[tuple[str, str], ...] | None
     dataset: xr.Dataset | None
+    path: str | None
 
     @classmethod
     def of(cls, store: Store, beside: Mapping[str, Store]) -> Reader:
         """Open stores; ValueError if those beside it lack places or times of the store."""
         every = {"": store, **beside}
+        path = None if isinstance(store, xr.Dataset) else str(store)
         if not any(isinstance(s, xr.Dataset) for s in every.values()):
-            return cls(tuple((name, str(s)) for name, s in every.items()), None)
-        return cls(None, _together({name: _opened(s) for name, s in every.items()}))
+            return cls(tuple((name, str(s)) for name, s in every.items()), None, path)
+        return cls(None, _together({name: _opened(s) for name, s in every.items()}), path)
 
     @property
     def whole(self) -> xr.Dataset:
@@ -55,12 +107,20 @@ class Reader:
         """Whether the area of cells is the store's own."""
         return "earth_radius" not in self.whole.get("areacello", xr.DataArray()).attrs
 
-    def load(self, variables: Iterable[str], tile: Tile) -> xr.Dataset:
-        """A piece of some variables in memory, read by the thread that asks."""
+    def load(self, variables: Iterable[str], tile: Tile, space: Space) -> xr.Dataset:
+        """A piece of some variables in memory, read by the thread that asks, until it reads another into the space."""
         at = {d: s for d, s in tile.items() if d in self.whole.dims}
         piece = self.whole[list(variables)].isel(at)
+        piece = piece.assign({n: space.read(v, self._stored(str(n)), tile) for n, v in piece.data_vars.items()})
         # A copy, or what is loaded would stay with the variables of the store.
         return piece.compute(scheduler="synchronous")
+
+    def _stored(self, name: str) -> zarr.Array[Any] | None:
+        """The array of a variable of the store, if its values are those that it holds."""
+        array, field = None if self.path is None else _group(self.path).get(name), self.whole[name]
+        if not isinstance(array, zarr.Array) or (array.shape, array.dtype) != (field.shape, field.dtype):
+            return None
+        return array if field.ndim and _undecoded(field) else None
 
     def carried(self, variables: Iterable[str], tile: Tile) -> bytes:
         """Make a task's own store of a piece: a few hundred bytes for paths, otherwise the piece, lazy if it was."""
@@ -70,7 +130,14 @@ class Reader:
         # Of a graph only what leads to the piece.
         culled: Any = optimize  # dask has no types
         (piece,) = culled(piece)
-        return pickled(replace(self, dataset=piece))
+        return pickled(replace(self, dataset=piece, path=None))
+
+
+def _undecoded(field: xr.DataArray) -> bool:
+    """Whether xarray returns the numbers of a store as they are: not scaled, and missing only where they are NaN."""
+    missing = [field.encoding[k] for k in ("_FillValue", "missing_value") if k in field.encoding]
+    scaled = {"scale_factor", "add_offset", "_Unsigned"} & set(field.encoding)
+    return field.dtype.kind == "f" and not scaled and all(m != m for m in missing)
 
 
 def pickled(what: Any) -> bytes:
@@ -90,6 +157,11 @@ def _opened(store: Store) -> xr.Dataset:
         warnings.simplefilter("ignore", RuntimeWarning)
         opened: xr.Dataset = xr.open_zarr(str(store), chunks=None, decode_times=coder)
     return opened
+
+
+@lru_cache(maxsize=4)
+def _group(path: str) -> zarr.Group:
+    return zarr.open_group(path, mode="r")
 
 
 @lru_cache(maxsize=4)

@@ -22,8 +22,9 @@ import xarray as xr
 from dask.utils import parse_bytes
 from rich.progress import Progress
 
+from .chunks import within
 from .products import Data, Product
-from .stores import Reader, Store, Tile, pickled
+from .stores import Reader, Space, Store, Tile, pickled
 from .tiling import MemoryNeededError, Plan, Walk, planned
 
 __all__ = ["MemoryNeededError", "Plan", "stream", "stream_plan"]
@@ -145,29 +146,19 @@ def _side_by_side(states: _States, sizes: Mapping[str, int]) -> xr.Dataset:
     return xr.Dataset(whole, coords=coords, attrs=first.attrs)
 
 
-def _partials(reader: Reader, walk: Walk, tiles: Iterable[dict[str, slice]]) -> list[_States]:
+def _partials(reader: Reader, walk: Walk, tiles: Iterable[dict[str, slice]], space: Space) -> list[_States]:
     """States of each product of a run of tiles."""
     sums = [_Sums(w.product) for w in walk.wanted]
     for tile in tiles:
-        data = reader.load(walk.variables, tile)
+        data = reader.load(walk.variables, tile, space)
         for wanted, own in zip(walk.wanted, sums, strict=True):
             names = list(wanted.variables)
             for part in walk.slices(wanted, tile):
                 state = wanted.product.partial(data[names].isel(part))
                 if any(v.chunks for v in state.variables.values()):
                     state = state.compute(scheduler="synchronous")
-                own.add(state, _absolute(tile, part))
+                own.add(space.apart(state), within(tile, part))
     return [s.states for s in sums]
-
-
-def _absolute(tile: Tile, part: Tile) -> dict[str, slice]:
-    """Where a part of a tile is in the store."""
-    found = {}
-    for d in {**tile, **part}:
-        first, stop = (tile[d].start, tile[d].stop) if d in tile else (0, part[d].stop)
-        inner = part.get(d, slice(0, stop - first))
-        found[d] = slice(first + inner.start, first + inner.stop)
-    return found
 
 
 _Groups: TypeAlias = list[list[dict[str, slice]]]
@@ -182,10 +173,11 @@ def _run(reader: Reader, walk: Walk, groups: _Groups, client: Any, workers: int)
 
 def _in_threads(reader: Reader, walk: Walk, groups: _Groups, workers: int) -> Iterator[list[_States]]:
     waiting: deque[Any] = deque()
+    space = Space()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="stream")
     try:
         for tiles in groups:
-            waiting.append(pool.submit(_partials, reader, walk, tiles))
+            waiting.append(pool.submit(_partials, reader, walk, tiles, space))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -197,11 +189,12 @@ def _in_threads(reader: Reader, walk: Walk, groups: _Groups, workers: int) -> It
 def _in_worker(pieces: list[tuple[bytes, dict[str, slice]]], walk: Walk) -> list[_States]:
     """As `_partials`, of stores that came with the task; those by path are opened once in a process."""
     sums: list[_Sums] = [_Sums(w.product) for w in walk.wanted]
+    space = Space()  # of the task: a worker keeps nothing between two
     for carried, tile in pieces:
         reader: Reader = pickle.loads(carried)
         # A piece that was cut out begins at 0 whatever its place in the store.
         source = reader if reader.paths is not None else _Piece(reader)
-        for own, states in zip(sums, _partials(source, walk, [tile]), strict=True):  # type: ignore[arg-type]
+        for own, states in zip(sums, _partials(source, walk, [tile], space), strict=True):  # type: ignore[arg-type]
             own.merge(states)
     return [s.states for s in sums]
 
@@ -212,9 +205,9 @@ class _Piece:
 
     reader: Reader
 
-    def load(self, variables: Iterable[str], tile: Tile) -> xr.Dataset:
+    def load(self, variables: Iterable[str], tile: Tile, space: Space) -> xr.Dataset:
         """All of it."""
-        return self.reader.load(variables, {})
+        return self.reader.load(variables, {}, space)
 
 
 def _in_cluster(reader: Reader, walk: Walk, groups: _Groups, client: Any, workers: int) -> Iterator[list[_States]]:

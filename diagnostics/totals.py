@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
 from . import kernels
 from .conventions import bare, described
 from .ranks import matched_weights
-from .skill import Dims, over_members, paired, reduced, units_of
+from .skill import Dims, paired, reduced, units_of
 
 _Array = np.ndarray[Any, Any]
 _Data = TypeVar("_Data", xr.DataArray, xr.Dataset)
@@ -42,20 +43,36 @@ def score_totals(
     """
     y, x = paired(obs, ens, member_dim)
     dims, n = reduced(dim, y), x.sizes[member_dim]
-    found = over_members(kernels.score_terms, y, x, member_dim, dtype="f8", outputs=len(_TERMS))
-    terms = dict(zip(_TERMS, found, strict=True))
-    if n == 1:
-        del terms["fair_crps"], terms["variance"]
-    kept = [d for d in y.dims if d not in dims]
     # Terms are 0 where they do not count, so the weights need not be.
     area = xr.DataArray(1.0) if weights is None else bare(matched_weights(y, weights)).fillna(0.0)
-    sums = {name: xr.dot(term, area, dim=dims).transpose(*kept) for name, term in terms.items()}
+    kept = [d for d in y.dims if d not in dims]
+    found = zip(kernels.SCORE_TERMS, _summed(y, x, area, dims, member_dim), strict=True)
+    sums = {name: (kept, s) for name, s in found if n > 1 or name not in ("fair_crps", "variance")}
     coords = {d: obs.indexes[d] for d in kept if d in obs.indexes}
     attrs = {"members": n, **units_of(obs, ens)}
     return xr.Dataset(sums, coords=coords, attrs=attrs)
 
 
-_TERMS = ("crps", "fair_crps", "error", "absolute_error", "squared_error", "variance", "weight")
+def _summed(y: xr.DataArray, x: xr.DataArray, area: xr.DataArray, dims: list[str], member_dim: str) -> Any:
+    """`score_sums` of labelled fields (term, …), without the dimensions summed over; lazy fields chunk by chunk."""
+    axes = tuple(k for k, d in enumerate(y.dims) if d in dims)
+    x, area = bare(x).transpose(member_dim, *y.dims), area.transpose(*(d for d in y.dims if d in area.dims))
+    missing = [k for k, d in enumerate(y.dims) if d not in area.dims]
+
+    def block(ens: _Array, obs: _Array, weights: _Array) -> _Array:
+        return kernels.score_sums(ens, obs, np.expand_dims(weights, missing), axes)
+
+    summed = tuple(k + 1 for k in axes)
+    if not any(f.chunks for f in (y, x, area)):
+        return block(x.to_numpy(), y.to_numpy(), area.to_numpy()).squeeze(summed)
+    chunks = y.variable.chunksizes or {d: c for d, c in x.variable.chunksizes.items() if d != member_dim}
+    fields = [f.chunk({d: chunks.get(d, -1) for d in f.dims}) for f in (x, bare(y), area)]
+    names = (member_dim, *y.dims)
+    operands = [part for f in fields for part in (f.data, f.dims)]
+    blockwise: Any = da.blockwise  # dask has no types
+    sizes = {member_dim: len(kernels.SCORE_TERMS), **dict.fromkeys(dims, 1)}
+    about = {"dtype": "f8", "meta": np.empty((0,) * len(names)), "adjust_chunks": sizes}
+    return blockwise(block, names, *operands, **about).sum(summed)
 
 
 def _check_alike(first: xr.Dataset, other: xr.Dataset) -> None:

@@ -119,11 +119,18 @@ def assert_close(found: dict, wanted: dict, rtol: float = 1e-12) -> None:
             )
 
 
-def stored(folder: Path, ds: xr.Dataset, name: str = "store.zarr", shards: dict | None = None, **chunks: int) -> Path:
-    """Written in chunks, or in shards of these chunks."""
-    encoding = {}
+def stored(
+    folder: Path,
+    ds: xr.Dataset,
+    name: str = "store.zarr",
+    shards: dict | None = None,
+    packing: dict | None = None,
+    **chunks: int,
+) -> Path:
+    """Written in chunks, or in shards of these chunks, and with the encoding of some variables."""
+    encoding = {v: dict((packing or {}).get(v, {})) for v in ds.data_vars}
     for v, field in ds.data_vars.items():
-        encoding[v] = {"chunks": tuple(min(chunks.get(str(d), field.sizes[d]), field.sizes[d]) for d in field.dims)}
+        encoding[v] |= {"chunks": tuple(min(chunks.get(str(d), field.sizes[d]), field.sizes[d]) for d in field.dims)}
         if shards is not None:
             per = zip(field.dims, encoding[v]["chunks"], strict=True)
             encoding[v]["shards"] = tuple(c * shards.get(str(d), 1) for d, c in per)

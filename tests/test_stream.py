@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import streamed
 import xarray as xr
-from streamed import assert_close, ensemble, expected, products, stored, truth
+from streamed import MEMBERS, assert_close, ensemble, expected, products, stored, truth
 
 from polynya.diagnostics import (
     Averaged,
@@ -25,6 +25,7 @@ from polynya.diagnostics import (
     stream_plan,
     wet_area,
 )
+from polynya.diagnostics.stores import Reader, Space
 
 
 def refuse_to_compute(*args, **kwargs):
@@ -82,6 +83,58 @@ def test_bits_do_not_depend_on_threads(tmp_path):
         xr.testing.assert_identical(one[name], three[name])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_bits_do_not_depend_on_how_a_store_is_read(tmp_path, monkeypatch, packed):
+    """Decoded into place (a path), whole (opened) or in pieces that are copied: the same tiles, the same bits."""
+    ds, beside = ensemble("f4"), truth("f4")
+    packing = {"zos": {"dtype": "i2", "scale_factor": 1e-3, "_FillValue": -32768}} if packed else {}
+    path = stored(tmp_path, ds, shards={"member": 2}, packing=packing, member=1, time=1)
+    coder = xr.coders.CFDatetimeCoder(use_cftime=True)
+    opened = xr.open_zarr(path, chunks=None, decode_times=coder, consolidated=False)
+    about = {"beside": {"truth": beside}, "tile": "60 kB"}
+    asked = products(ds)
+    into_place, whole = (stream(asked, store, **about) for store in (path, opened))
+    monkeypatch.setattr("polynya.diagnostics.chunks._PIECE", 1e4)
+    into_place_in_pieces, in_pieces = (stream(asked, store, **about) for store in (path, opened))
+    for name, wanted in whole.items():
+        for found in (into_place, into_place_in_pieces, in_pieces):
+            xr.testing.assert_identical(found[name], wanted)
+
+
+def test_no_result_holds_the_memory_that_tiles_are_read_into(tmp_path, monkeypatch):
+    """Tiles are read one over the other; what a product keeps of one must outlive it."""
+    ds, beside = ensemble(), truth()
+    other = stored(tmp_path, beside, "truth.zarr", time=1)
+    store = stored(tmp_path, ds, member=1, time=1)
+    views = {
+        "same": lambda tile: tile.zos,
+        "part": lambda tile: tile.thetao[..., ::2, 1:],
+        "all": lambda tile: tile[["uo", "vo"]],
+        "lazy": lambda tile: tile.zos.chunk(),
+        "coordinate": Each(lambda tile: (2 * tile.uo).assign_coords(where=tile.vo), ("uo", "vo")),
+        "averaged": Averaged(lambda tile: tile.zos, over=()),
+    }
+    asked = products(ds) | views
+    plan = stream_plan(asked, store, beside={"truth": other})
+    reader, space = Reader.of(store, {"truth": other}), Space()
+    monkeypatch.setattr("polynya.diagnostics.chunks._PIECE", 1e3)
+    tile = {"member": slice(0, MEMBERS), "time": slice(2, 4)}
+    for wanted in (w for walk in plan.walks for w in walk.wanted):
+        data = reader.load(wanted.variables, tile, space)
+        state = space.apart(wanted.product.partial(data).compute())
+        copy = state.copy(deep=True)
+        assert set(wanted.variables) <= set(space._arrays)
+        for array in space._arrays.values():
+            array.fill(1e9)
+        xr.testing.assert_identical(state, copy)
+    found = stream(views, store, tile="20 kB", workers=2)
+    xr.testing.assert_identical(found["same"].drop_attrs(), ds.zos.drop_attrs())
+    xr.testing.assert_equal(found["part"], ds.thetao[..., ::2, 1:])
+    xr.testing.assert_equal(found["lazy"], ds.zos)
+    np.testing.assert_array_equal(found["all"].vo, ds.vo)
+    np.testing.assert_array_equal(found["coordinate"]["where"], ds.vo)
+
+
 def test_rows_of_latitude_when_memory_is_short(tmp_path):
     ds, beside = ensemble(), truth()
     store = stored(tmp_path, ds, member=1, time=1, lat=3)
@@ -95,15 +148,13 @@ def test_rows_of_latitude_when_memory_is_short(tmp_path):
 
 
 def test_each_variable_is_read_once_and_no_other(tmp_path, monkeypatch):
-    from polynya.diagnostics.stores import Reader
-
     ds = ensemble()
     store = stored(tmp_path, ds, member=1, time=1)
     seen = []
     load = Reader.load
 
-    def watched(self, variables, tile):
-        piece = load(self, variables, tile)
+    def watched(self, variables, tile, space):
+        piece = load(self, variables, tile, space)
         seen.extend((v, piece[v].size) for v in piece.data_vars)
         return piece
 
