@@ -3,8 +3,8 @@
     python benchmarks/adjoint_cost.py [--steps 2 8] [--rounds 5] [--record]
 
 For the embedded Samudra (channel), the embedded sea-ice network (arctic_deterministic) and Lorenz-96: seconds of one
-gradient over seconds of one forward run of the same window, timed in turns; the largest resident memory of a process
-that computes the gradient of a Samudra window, beyond that of one of two steps; and a batch of 16 problems beside one.
+gradient over seconds of one forward run of the same window, timed in turns; the bytes of tensors that are alive at a
+time in the gradient of a Samudra window, by its length; and a batch of 16 problems beside one.
 `--record` writes `benchmarks/results/adjoint_cost.md`. Nothing else should be running.
 """
 
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
+import weakref
 
 import numpy as np
 import torch
-from machine import processor
+from machine import RESULTS, processor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from polynya.da import FourDVar, Observations, Uncorrelated
 from polynya.da.window_trajectory import Trajectory
@@ -55,30 +55,38 @@ def window(name: str, steps: int, kept: str, members: int = 1) -> Trajectory:
     return Trajectory(how, emulator, begin, forcing, Noise(0), given, steps)
 
 
-def memory(name: str, steps: int, kept: str) -> tuple[float, float]:
-    """Peak resident megabytes of a fresh process after a short gradient, and beyond that after a long one."""
-    run = [sys.executable, __file__, "--one", name, str(steps), kept]
-    out = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
-    return float(out[-2]), float(out[-1])
+class Alive(TorchDispatchMode):
+    """Bytes of the tensors that are alive, of those made meanwhile: what resident memory says depends on malloc."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        """Run the operation, and count what is new."""
+        found = function(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self._sizes:
+                place = x.untyped_storage()
+                self._sizes[place._cdata] = place.nbytes()
+                self.now += place.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(place, self._gone, place._cdata)
+        return found
+
+    def _gone(self, which: int) -> None:
+        self.now -= self._sizes.pop(which, 0)
 
 
-def one(name: str, steps: int, kept: str) -> None:
-    """What `memory` runs."""
-    torch.set_num_threads(1)
+def memory(name: str, steps: int, kept: str) -> float:
+    """The most megabytes of tensors that one gradient has alive at a time, without background and forcing."""
     problem = window(name, steps, kept)
     v = problem.start()
-    window(name, 2, kept).cost(v)  # what a gradient needs whatever the window
-    with torch.no_grad():
-        problem.parts(v)
-    before = peak()
     problem.cost(v)
-    print(before, peak() - before)
-
-
-def peak() -> float:
-    """Largest resident memory so far, MB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return float(line.split()[1]) / 1e3
+    with Alive() as alive:
+        problem.cost(v)
+    return alive.peak / 1e6
 
 
 def ratios(name: str, steps: int, rounds: int, members: int = 1) -> tuple[float, dict[str, float]]:
@@ -105,11 +113,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.one:
-        one(asked.one[0], int(asked.one[1]), asked.one[2])
-        return
     torch.set_num_threads(1)
     lines = ["# Cost of one gradient of a 4D-Var window", "",
              f"`python benchmarks/adjoint_cost.py --record`, {processor()}, 1 thread; CPU seconds, median of "
@@ -120,10 +124,15 @@ def main() -> None:
             forward, ratio = ratios(name, steps, asked.rounds)
             lines.append(f"| {name} | {steps} | {forward:.3g} | " + " | ".join(f"{ratio[k]:.2f}" for k in KEPT) + " |")
             print(lines[-1], flush=True)
-    lines += ["", "Largest resident memory of a process beyond that of a window of two steps, forcing included, MB:"]
-    lines += ["", "| Samudra, channel: steps | all | states | few |", "|---|---|---|---|"]  # fmt: skip
+    lines += ["", "Tensors alive at a time in one gradient, MB; in brackets beyond those of 2 steps, which one step",
+              "takes whatever the window, over what is beyond them at 8 steps (a square root doubles from row to row):",
+              "", "| Samudra, channel: steps | all | states | few |", "|---|---|---|---|"]  # fmt: skip
+    first = {kept: memory("channel", 2, kept) for kept in KEPT}
+    unit: dict[str, float] = {}
     for steps in (8, 32, 128):
-        cells = [f"{memory('channel', steps, kept)[1]:.0f}" for kept in KEPT]
+        found = {kept: memory("channel", steps, kept) for kept in KEPT}
+        unit = unit or {kept: found[kept] - first[kept] for kept in KEPT}
+        cells = [f"{found[kept]:.1f} ({(found[kept] - first[kept]) / unit[kept]:.1f})" for kept in KEPT]
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
     lines += [
@@ -138,7 +147,7 @@ def main() -> None:
         lines.append(f"| {name} | {batch * many['states'] / (alone * single['states']):.1f} |")
         print(lines[-1], flush=True)
     if asked.record:
-        (Path(__file__).parent / "results" / "adjoint_cost.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (RESULTS / "adjoint_cost.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
