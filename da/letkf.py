@@ -305,7 +305,12 @@ class LETKF:
                     X = (X - X.mean(-1, keepdim=True)).to(Y_near.dtype)
                     local = local * column_taper(X, Y_near, chance=self.chance)
                 T, w = column_transform(
-                    Y_near, d_near, local.to(Y_near.dtype), inflation=self.inflation, rtpp=self.rtpp
+                    Y_near,
+                    d_near,
+                    local.to(Y_near.dtype),
+                    inflation=self.inflation,
+                    rtpp=self.rtpp,
+                    tolerance=1e-4 if low and columns.interpolates else 0.0,  # interpolation errs by percents
                 )
                 sees = (local > 0).any(-1) | (self.inflation != 1)
                 gain = torch.where(sees[:, None, None], T + w.unsqueeze(-1) - eye, 0.0).to(dtype)

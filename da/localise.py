@@ -73,6 +73,9 @@ def great_circle(
     return np.asarray(2 * EARTH_RADIUS * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0))))
 
 
+_FEW = 512  # observations of a column
+
+
 @dataclass(frozen=True, eq=False)
 class LocalObservations:
     """Which observations are near a column.
@@ -103,7 +106,7 @@ class LocalObservations:
     @cached_property
     def _tree(self) -> cKDTree:
         number, lon = self._copies
-        return cKDTree(unit_vectors(self.lat[number], lon))
+        return cKDTree(unit_vectors(self.lat[number], lon), leafsize=32)
 
     @cached_property
     def _can_be_seen_twice(self) -> bool:
@@ -124,11 +127,14 @@ class LocalObservations:
         number, lon_of = self._copies
         here, lon = unit_vectors(lat, lon % self.period), lon % self.period
         chord = 2 * np.sin(min(self.support / (2 * EARTH_RADIUS), np.pi / 2)) * (1 + 1e-12)
-        longest = int(self._tree.query_ball_point(here, chord, return_length=True).max(initial=0))
-        k = min(longest, self.most * (2 if self._can_be_seen_twice else 1))
-        if k == 0:
+        k = min(self.most * (2 if self._can_be_seen_twice else 1), len(number))
+        if k > _FEW:  # counting costs a third of a query, room for many that are not there more than that
+            k = min(k, int(self._tree.query_ball_point(here, chord, return_length=True).max(initial=0)))
+        if k == 0 or len(lat) == 0:
             return np.zeros((len(lat), 0), np.int64), np.zeros((len(lat), 0))
         length, found = self._tree.query(here, k=np.arange(1, k + 1), distance_upper_bound=np.nextafter(chord, 3))
+        longest = int((found != len(number)).sum(1).max())
+        length, found = length[:, :longest], found[:, :longest]
         missing = found == len(number)
         found = np.where(missing, 0, found)
         distance = 2 * EARTH_RADIUS * np.arcsin(np.clip(length / 2, 0.0, 1.0))

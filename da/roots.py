@@ -28,12 +28,13 @@ from .filters import over_matrices, precision, relaxed, transform
 MOST_STEPS = 40
 
 
-def newton_schulz_root(A: Tensor, *, least: float = 1.0) -> Tensor:
+def newton_schulz_root(A: Tensor, *, least: float = 1.0, tolerance: float = 0.0) -> Tensor:
     """A^(-1/2) of symmetric positive definite matrices by products of matrices.
 
     Args:
         A: (..., n, n) float32 or float64, eigenvalues >= `least`.
         least: a lower bound of all eigenvalues, > 0; the closer, the fewer the steps.
+        tolerance: a relative error that is small enough; rounding error by default.
 
     Returns (..., n, n), symmetric; its relative error is about the condition number times the rounding error, that
     of `eigh` or less. Differentiable any number of times. Everything stays on the device but the largest norm, which
@@ -43,7 +44,9 @@ def newton_schulz_root(A: Tensor, *, least: float = 1.0) -> Tensor:
     """
     if not least > 0:
         raise ValueError(f"wanted a lower bound of the eigenvalues > 0, got {least}")
-    largest = float(A.detach().abs().sum(-1).max()) if A.numel() else least
+    known = A.detach()
+    bounds = torch.minimum(known.abs().sum(-1).amax(-1), known.square().sum((-1, -2)).sqrt())
+    largest = float(bounds.max()) if A.numel() else least
     if not math.isfinite(largest):
         raise ValueError(
             "wanted finite matrices, got infinities or NaN: the ensemble or the observation errors are broken"
@@ -53,7 +56,7 @@ def newton_schulz_root(A: Tensor, *, least: float = 1.0) -> Tensor:
     low, high = math.sqrt(least / largest) * (1 - 1e-6), 1.0
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
     Y, Z = A.reshape(-1, *A.shape[-2:]) / largest, eye.expand_as(A).reshape(-1, *A.shape[-2:])
-    number = steps(largest / least, A.dtype)
+    number = steps(largest / least, A.dtype, tolerance)
     for step in range(number):
         a, b, low, high = _best(low, high)
         M = a * eye + b * Y if step == 0 else torch.baddbmm(eye, Z, Y, beta=a, alpha=b)
@@ -63,11 +66,11 @@ def newton_schulz_root(A: Tensor, *, least: float = 1.0) -> Tensor:
     return ((Z + Z.mT) / (2 * math.sqrt(largest))).view_as(A)
 
 
-def steps(condition: float, dtype: torch.dtype = torch.float64) -> int:
-    """How many steps take matrices of a condition to the rounding error of a dtype."""
+def steps(condition: float, dtype: torch.dtype = torch.float64, tolerance: float = 0.0) -> int:
+    """How many steps take matrices of a condition to the rounding error of a dtype, or a tolerance."""
     low, high = 1 / math.sqrt(max(condition, 1.0)) * (1 - 1e-6), 1.0
     for step in range(MOST_STEPS):
-        if (high - low) / 2 < torch.finfo(dtype).eps:
+        if (high - low) / 2 < max(torch.finfo(dtype).eps, tolerance):
             return step
         _, _, low, high = _best(low, high)
     return MOST_STEPS
@@ -84,20 +87,35 @@ def _best(low: float, high: float) -> tuple[float, float, float, float]:
 
 
 def column_transform(
-    Y: Tensor, d: Tensor, rho: Tensor, *, inflation: float | Tensor = 1.0, rtpp: float | Tensor = 0.0
+    Y: Tensor,
+    d: Tensor,
+    rho: Tensor,
+    *,
+    inflation: float | Tensor = 1.0,
+    rtpp: float | Tensor = 0.0,
+    tolerance: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """As `transform`, with the root that is faster: of `eigh` in float64 on a CPU, else of products of matrices."""
+    """As `transform`, with the root that is faster: of `eigh` in float64 on a CPU, else of products of matrices.
+
+    A relative error of the root below `tolerance` is then small enough.
+    """
     if Y.dtype == torch.float64 and not Y.is_cuda:
         return transform(Y, d, rho, inflation=inflation, rtpp=rtpp)
-    return product_transform(Y, d, rho, inflation=inflation, rtpp=rtpp)
+    return product_transform(Y, d, rho, inflation=inflation, rtpp=rtpp, tolerance=tolerance)
 
 
 def product_transform(
-    Y: Tensor, d: Tensor, rho: Tensor, *, inflation: float | Tensor = 1.0, rtpp: float | Tensor = 0.0
+    Y: Tensor,
+    d: Tensor,
+    rho: Tensor,
+    *,
+    inflation: float | Tensor = 1.0,
+    rtpp: float | Tensor = 0.0,
+    tolerance: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """As `transform`, by products of matrices alone; in float32 the weights of the mean are refined once."""
     A, b = precision(Y, d, rho, inflation)
-    root, b = newton_schulz_root(A), b.unsqueeze(-1)
+    root, b = newton_schulz_root(A, tolerance=tolerance), b.unsqueeze(-1)
     w = root @ (root @ b)
     if w.dtype == torch.float32:  # they multiply all that is known, T only the spread: their error is what is seen
         w = w + root @ (root @ (b.double() - A.double() @ w.double()).float())

@@ -26,7 +26,7 @@ from ..emulators import Field, Layout, LayoutError, State
 from .filters import updated_channels
 from .localise import great_circle
 
-IN_CACHE = 64  # columns whose state rows are moved at a time
+IN_CACHE = 128  # columns whose state rows are moved at a time
 # For each group of channels: gains (column or 1, member, member), and which columns see an observation (column or 1,).
 Solved = tuple[list[Tensor], list[Tensor]]
 RECOMMENDED = 0.25  # spacing of the analysis columns over the half width of the taper
