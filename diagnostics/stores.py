@@ -7,10 +7,11 @@ import pickle
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
@@ -79,11 +80,13 @@ class Reader:
         paths: of the store and, by name, of those beside it; None if one of them is a Dataset.
         dataset: all of them together, lazily.
         path: of the store; None if it is a Dataset.
+        opening: which opening of them it is: a process opens paths once for each, as stores may have grown in between.
     """
 
     paths: tuple[tuple[str, str], ...] | None
     dataset: xr.Dataset | None
     path: str | None
+    opening: str = field(default_factory=lambda: uuid4().hex)
 
     @classmethod
     def of(cls, store: Store, beside: Mapping[str, Store]) -> Reader:
@@ -100,7 +103,7 @@ class Reader:
         if self.dataset is not None:
             return self.dataset
         assert self.paths is not None
-        return _opened_together(self.paths)
+        return _opened_together(self.paths, self.opening)
 
     @property
     def knows_area(self) -> bool:
@@ -117,7 +120,7 @@ class Reader:
 
     def _stored(self, name: str) -> zarr.Array[Any] | None:
         """The array of a variable of the store, if its values are those that it holds."""
-        array, field = None if self.path is None else _group(self.path).get(name), self.whole[name]
+        array, field = None if self.path is None else _group(self.path, self.opening).get(name), self.whole[name]
         if not isinstance(array, zarr.Array) or (array.shape, array.dtype) != (field.shape, field.dtype):
             return None
         return array if field.ndim and _undecoded(field) else None
@@ -160,12 +163,12 @@ def _opened(store: Store) -> xr.Dataset:
 
 
 @lru_cache(maxsize=4)
-def _group(path: str) -> zarr.Group:
+def _group(path: str, opening: str) -> zarr.Group:
     return zarr.open_group(path, mode="r")
 
 
 @lru_cache(maxsize=4)
-def _opened_together(paths: tuple[tuple[str, str], ...]) -> xr.Dataset:
+def _opened_together(paths: tuple[tuple[str, str], ...], opening: str) -> xr.Dataset:
     return _together({name: _opened(path) for name, path in paths})
 
 

@@ -1,6 +1,7 @@
 """Streams against the plain functions in memory, whatever the chunks, tiles and threads; and what they refuse."""
 
 import pickle
+import shutil
 
 import dask
 import numpy as np
@@ -99,6 +100,16 @@ def test_bits_do_not_depend_on_how_a_store_is_read(tmp_path, monkeypatch, packed
     for name, wanted in whole.items():
         for found in (into_place, into_place_in_pieces, in_pieces):
             xr.testing.assert_identical(found[name], wanted)
+
+
+def test_a_store_that_grew_is_read_anew(tmp_path):
+    short, whole = ensemble().isel(time=slice(2)), ensemble()
+    path = stored(tmp_path, short, member=1, time=1)
+    before = stream({"heat": HeatContent()}, path)["heat"]
+    shutil.rmtree(path)
+    stored(tmp_path, whole, member=1, time=1)
+    after = stream({"heat": HeatContent()}, path)["heat"]
+    assert (before.sizes["time"], after.sizes["time"]) == (2, whole.sizes["time"])
 
 
 def test_no_result_holds_the_memory_that_tiles_are_read_into(tmp_path, monkeypatch):
