@@ -18,6 +18,7 @@ turns T and w into an analysis of a State is shared by all of them (`GlobalFilte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +107,7 @@ def transform(
     inflation: float | Tensor = 1.0,
     rtpp: float | Tensor = 0.0,
     rotation: Tensor | None = None,
+    inverse_root: Callable[[Tensor], Tensor] = inverse_root,
 ) -> tuple[Tensor, Tensor]:
     """The weights of an ensemble transform Kalman filter, batched over columns or experiments.
 
@@ -117,6 +119,7 @@ def transform(
         inflation: λ, multiplies the background anomalies; a number, or one per experiment (...).
         rtpp: α, how much of the (uninflated) background anomalies is kept; likewise.
         rotation: U with U 1 = 1, (..., member, member): T becomes T U before the relaxation.
+        inverse_root: what finds A^(-1/2), of (..., member, member).
 
     Returns T (..., member, member), symmetric without rotation, and w (..., member), in the dtype of Y: the
     analysis is x̄ + X w + X T. It may be differentiated once with respect to every tensor.
@@ -124,10 +127,12 @@ def transform(
     Source: Hunt et al. (2007), section 2.3; the rotation is that of Sakov and Oke (2008b).
     """
     A, b = precision(Y, d, rho, inflation)
-    root = inverse_root(A)
-    w = (root @ (root @ b.unsqueeze(-1))).squeeze(-1)
+    root, b = inverse_root(A), b.unsqueeze(-1)
+    w = root @ (root @ b)
+    if w.dtype == torch.float32:  # they multiply all that is known, T only the spread: their error is what is seen
+        w = w + root @ (root @ (b.double() - A.double() @ w.double()).float())
     T = over_matrices(inflation) * (root if rotation is None else root @ rotation)
-    return relaxed(T, rtpp), w
+    return relaxed(T, rtpp), w.squeeze(-1)
 
 
 def relaxed(T: Tensor, rtpp: float | Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,15 +24,16 @@ from torch import Tensor
 
 from ..emulators import Field, Layout, LayoutError, State
 from .adaptive_localisation import column_taper
-from .filters import check_tuning, departures, updated_channels
+from .filters import check_tuning, departures, transform, updated_channels
 from .localise import BasinObservations, LocalObservations, connected_basins, gaspari_cohn
 from .observations import Observations
 from .operators import operator_for
-from .roots import column_transform
+from .roots import faster_root
 from .weights import AnalysisColumns, Solved, Weights, analysis_columns, updated, zonally_periodic
 
 LARGEST_FLOAT32 = 1e4  # of ‖A‖, between interpolated weights: its root is then off by 1e-3 at the very most
 EXACT_FLOAT32 = 300.0  # likewise, where weights are used as they are: what is lost is what the state is rounded by
+COARSE = 1e-4  # relative error of a root whose gain is interpolated, which errs by percents
 # Some columns, the observations near them (column or 1, near), and the weights of these.
 _Block = tuple[Tensor, Tensor, Tensor]
 
@@ -304,14 +306,10 @@ class LETKF:
                     X = data[:, rows.unsqueeze(-1), part[some]].permute(2, 1, 0)
                     X = (X - X.mean(-1, keepdim=True)).to(Y_near.dtype)
                     local = local * column_taper(X, Y_near, chance=self.chance)
-                T, w = column_transform(
-                    Y_near,
-                    d_near,
-                    local.to(Y_near.dtype),
-                    inflation=self.inflation,
-                    rtpp=self.rtpp,
-                    tolerance=1e-4 if low and columns.interpolates else 0.0,  # interpolation errs by percents
-                )
+                T, w = transform(
+                    Y_near, d_near, local.to(Y_near.dtype), inflation=self.inflation, rtpp=self.rtpp,
+                    inverse_root=partial(faster_root, tolerance=COARSE if low and columns.interpolates else 0.0),
+                )  # fmt: skip
                 sees = (local > 0).any(-1) | (self.inflation != 1)
                 gain = torch.where(sees[:, None, None], T + w.unsqueeze(-1) - eye, 0.0).to(dtype)
                 if some.all():

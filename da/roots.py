@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from .filters import over_matrices, precision, relaxed, transform
+from .filters import inverse_root
 
 MOST_STEPS = 40
 
@@ -86,37 +86,8 @@ def _best(low: float, high: float) -> tuple[float, float, float, float]:
     return a, b, 1 - error, 1 + error
 
 
-def column_transform(
-    Y: Tensor,
-    d: Tensor,
-    rho: Tensor,
-    *,
-    inflation: float | Tensor = 1.0,
-    rtpp: float | Tensor = 0.0,
-    tolerance: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """As `transform`, with the root that is faster: of `eigh` in float64 on a CPU, else of products of matrices.
-
-    A relative error of the root below `tolerance` is then small enough.
-    """
-    if Y.dtype == torch.float64 and not Y.is_cuda:
-        return transform(Y, d, rho, inflation=inflation, rtpp=rtpp)
-    return product_transform(Y, d, rho, inflation=inflation, rtpp=rtpp, tolerance=tolerance)
-
-
-def product_transform(
-    Y: Tensor,
-    d: Tensor,
-    rho: Tensor,
-    *,
-    inflation: float | Tensor = 1.0,
-    rtpp: float | Tensor = 0.0,
-    tolerance: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """As `transform`, by products of matrices alone; in float32 the weights of the mean are refined once."""
-    A, b = precision(Y, d, rho, inflation)
-    root, b = newton_schulz_root(A, tolerance=tolerance), b.unsqueeze(-1)
-    w = root @ (root @ b)
-    if w.dtype == torch.float32:  # they multiply all that is known, T only the spread: their error is what is seen
-        w = w + root @ (root @ (b.double() - A.double() @ w.double()).float())
-    return relaxed(over_matrices(inflation) * root, rtpp), w.squeeze(-1)
+def faster_root(A: Tensor, tolerance: float = 0.0) -> Tensor:
+    """A^(-1/2) as it is found faster: by `eigh` in float64 on a CPU, else by products of matrices, to a tolerance."""
+    if A.dtype == torch.float64 and not A.is_cuda:
+        return inverse_root(A)
+    return newton_schulz_root(A, tolerance=tolerance)

@@ -161,19 +161,23 @@ def _at(field: _Array, index: tuple[int, ...]) -> Any:
     return field[tuple(min(i, n - 1) for i, n in zip(index, field.shape, strict=False))]
 
 
+def _pointwise(function: Callable[..., None], fields: tuple[_Array, ...], *constants: Any) -> _Array:
+    """A compiled function of points and constants, over fields (…, y, x) that are broadcast, float64."""
+    whole = [np.atleast_2d(f) for f in fields]
+    shape = np.broadcast_shapes(*(f.shape for f in whole))
+    out = np.empty((*shape[:-2], shape[-2] * shape[-1]))
+    rows = [_spread(f, shape, 2) for f in whole]
+    for index in np.ndindex(shape[:-2]):
+        function(*(_at(f, index) for f in rows), *constants, out[index])
+    return out.reshape(np.broadcast_shapes(*(np.shape(f) for f in fields)))
+
+
 def density(theta: _Array, sp: _Array, slope: _Array, offset: _Array, p: _Array) -> _Array:
     """In-situ density (kg m-3) of potential temperature (degC) and practical salinity, as gsw.rho, float64.
 
     Absolute Salinity is slope sp + offset (g/kg), `p` sea pressure (dbar); all (…, y, x), broadcast.
     """
-    fields = [np.atleast_2d(f) for f in (theta, sp, slope, offset, p)]
-    shape = np.broadcast_shapes(*(f.shape for f in fields))
-    out = np.empty((*shape[:-2], shape[-2] * shape[-1]))
-    rows = [_spread(f, shape, 2) for f in fields]
-    for index in np.ndindex(shape[:-2]):
-        x, y, a, b, c = (_at(f, index) for f in rows)
-        _densities(x, y, a, b, c, out[index])
-    return out.reshape(np.broadcast_shapes(*(np.shape(f) for f in (theta, sp, slope, offset, p))))
+    return _pointwise(_densities, (theta, sp, slope, offset, p))
 
 
 @compiled
@@ -191,14 +195,7 @@ def enthalpy_density(
 
     Arguments as `density`; `theta` is Conservative Temperature already if `conservative`.
     """
-    fields = [np.atleast_2d(f) for f in (theta, sp, slope, offset, p)]
-    shape = np.broadcast_shapes(*(f.shape for f in fields))
-    out = np.empty((*shape[:-2], shape[-2] * shape[-1]))
-    rows = [_spread(f, shape, 2) for f in fields]
-    for index in np.ndindex(shape[:-2]):
-        x, y, a, b, c = (_at(f, index) for f in rows)
-        _enthalpies(x, y, a, b, c, conservative, out[index])
-    return out.reshape(np.broadcast_shapes(*(np.shape(f) for f in (theta, sp, slope, offset, p))))
+    return _pointwise(_enthalpies, (theta, sp, slope, offset, p), conservative)
 
 
 def _columnwise(

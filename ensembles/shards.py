@@ -127,15 +127,16 @@ class Series:
 
     def put(self, record: Record) -> None:
         """The next record."""
-        if self._gathers:
-            everybody = slice(0, self._rows[0].stop - self._rows[0].start) if self._rows else slice(None)
-            record(everybody, self._buffer[(*self._at(self.filled), ...)])
-            self.filled += 1
-        else:
+        if not self._gathers:
             for k, first, stop, _ in self._shards():
                 here = slice(first - self._rows[0].start, stop - self._rows[0].start)
                 _write(self.array, self.first, (k,), _made(self.array, here, record))
-        if not self._gathers or self.filled == self.depth:
+            self.first += 1
+            return
+        everybody = slice(0, self._rows[0].stop - self._rows[0].start) if self._rows else slice(None)
+        record(everybody, self._buffer[(*self._at(self.filled), ...)])
+        self.filled += 1
+        if self.filled == self.depth:
             self.flush()
             self.first, self.filled = self.first + self.depth, 0
             if self.depth > 1:
