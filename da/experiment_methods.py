@@ -67,12 +67,15 @@ class Method(ABC):
     def forecast(self, E: Tensor) -> Tensor:
         """(replicate, member, point) one cycle later; replicates that failed begin anew, and are remembered."""
         E = self.setup.advance(E)
-        bad = ~(E.abs() < _HUGE).flatten(1).all(1)
-        if bool(bad.any()):
-            self.failed |= bad
-            spare = self._spare[:, torch.arange(E.shape[1]) % self._spare.shape[1]]
-            E = torch.where(bad[:, None, None], spare, E)
-        return E
+        return self.kept(E, self._spare[:, torch.arange(E.shape[1]) % self._spare.shape[1]])
+
+    def kept(self, x: Tensor, spare: Tensor) -> Tensor:
+        """x (replicate, ...), but `spare` of the replicates that failed, which are remembered."""
+        bad = ~(x.abs() < _HUGE).flatten(1).all(1)
+        if not bool(bad.any()):
+            return x
+        self.failed |= bad
+        return torch.where(bad.view(-1, *[1] * (x.dim() - 1)), spare, x)
 
     def departures(self, E: Tensor, cycle: int, y: Tensor) -> tuple[Tensor, Tensor]:
         """Y (replicate, observation, member) and d (replicate, observation), divided by the errors."""
@@ -155,11 +158,12 @@ class Local(Method):
     def __init__(self, row: Row, setup: Setup, noise: Noise, E: Tensor) -> None:
         super().__init__(row, setup, noise, E)
         self._half_width = HALF_WIDTH * (row.localisation or 0.0)
+        self._patch = setup.patches(row.batch or setup.kind.batch)
         self._last: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     def _near(self, observed: Tensor) -> tuple[Tensor, Tensor]:
         if self._last is None or not torch.equal(self._last[0], observed):
-            self._last = observed, self.setup.near(observed, self._half_width)
+            self._last = observed, self.setup.near(observed, self._half_width, self._patch)
         return self._last[1]
 
     def step(self, cycle: int, y: Tensor) -> Estimate:
@@ -171,18 +175,21 @@ class Local(Method):
         return Estimate(self.E.mean(1), spread(self.E))
 
     def _columns(self, E: Tensor, Y: Tensor, d: Tensor, observed: Tensor) -> Tensor:
-        (near, rho), out, mean = self._near(observed), [], E.mean(1, keepdim=True)
-        rows = (E - mean).mT.unsqueeze(-2)  # (replicate, point, 1, member)
-        for part in torch.split(torch.arange(self.setup.n), max(1, _COLUMNS // len(E))):
+        (near, rho), mean = self._near(observed), E.mean(1, keepdim=True)
+        rows, changed = (E - mean).mT, torch.empty_like(E.mT)  # (replicate, point, member)
+        for part in torch.split(torch.arange(len(near)), max(1, _COLUMNS // len(E))):
             local = Y[:, near[part]], d[:, near[part]], rho[part]
             T, w = transform(*local) if self.row.xN is None else enkf_n(*local, xN=self.row.xN)
-            out.append((rows[:, part] @ (T + w.unsqueeze(-1))).squeeze(-2))
-        return mean + torch.cat(out, 1).mT
+            inside = ((self._patch >= part[0]) & (self._patch <= part[-1])).nonzero()[:, 0]
+            gain = (T + w.unsqueeze(-1))[:, self._patch[inside] - part[0]]
+            changed[:, inside] = (rows[:, inside].unsqueeze(-2) @ gain).squeeze(-2)
+        return mean + changed.mT
 
     def _serial(self, E: Tensor, Y: Tensor, d: Tensor, observed: Tensor) -> Tensor:
         if self._last is None or not torch.equal(self._last[0], observed):
+            place = self.setup.position(observed)
             rho, rho_observed = (
-                gaspari_cohn(self.setup.distance(observed, points), half_width=self._half_width)
+                gaspari_cohn(self.setup.distance(place, self.setup.position(points)), half_width=self._half_width)
                 for points in (torch.arange(self.setup.n), observed)
             )
             self._last = observed, (rho, rho_observed)

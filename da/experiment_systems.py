@@ -31,13 +31,14 @@ class Kind:
     obs_interval: int  # model time steps
     burn_in: float  # time units
     variance: float | None  # of the first members around the first truth's mean; None: all from the attractor
+    batch: int = 1  # side of the patches of points that share a local transform
 
 
 SYSTEMS = {
     "lorenz63": Kind(Lorenz63, math.sqrt(2.0), 25, 16.0, 2.0),
     "lorenz96": Kind(Lorenz96, 1.0, 1, 20.0, 0.001),
     "kuramoto_sivashinsky": Kind(KuramotoSivashinsky, 1.0, 2, 100.0, 0.001),
-    "quasi_geostrophic": Kind(QuasiGeostrophic, 2.0, 4, 250.0, None),
+    "quasi_geostrophic": Kind(QuasiGeostrophic, 2.0, 4, 250.0, None, 2),
 }
 """Sakov, Oliver and Bertino (2012); Sakov and Oke (2008); Bocquet and Farchi (2019); Sakov and Oke (2008)."""
 
@@ -133,18 +134,38 @@ class Setup:
         offset = self.noise.stream("track").uniform((0,), date, (), dtype=torch.float64)[0]
         return (stride * (torch.arange(_TRACK) + offset)).to(torch.int64).clamp(max=self.n - 1)
 
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Between points of numbers (a,) and (b,), in spacings, (a, b)."""
+    def position(self, numbers: Tensor) -> Tensor:
+        """Of points, in spacings, (point, axis) float64."""
         if isinstance(self.model, QuasiGeostrophic):
-            side = self.model.n
-            rows, columns = (a[:, None] // side - b // side), (a[:, None] % side - b % side)
-            return torch.hypot(rows.to(torch.float64), columns.to(torch.float64))
-        apart = (a[:, None] - b).abs()
-        return torch.minimum(apart, self.n - apart).to(torch.float64)
+            numbers = torch.stack((numbers // self.model.n, numbers % self.model.n), -1)
+        else:
+            numbers = numbers[:, None]
+        return numbers.to(torch.float64)
 
-    def near(self, observed: Tensor, half_width: float) -> tuple[Tensor, Tensor]:
-        """For each point the observations that reach it and their taper, both (point, local)."""
-        distance = self.distance(torch.arange(self.n), observed)
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Between positions (a, axis) and (b, axis), in spacings, (a, b)."""
+        apart = (a[:, None] - b).abs()
+        if not isinstance(self.model, QuasiGeostrophic):  # a ring
+            apart = torch.minimum(apart, self.n - apart)
+        return apart.square().sum(-1).sqrt()
+
+    def patches(self, side: int) -> Tensor:
+        """The patch that each point is in, (point,): segments of a ring or squares, `side` points along a side."""
+        place = (self.position(torch.arange(self.n)) / side).to(torch.int64)  # (point, axis)
+        across = int(place.max()) + 1
+        return place @ across ** torch.arange(place.shape[1]).flip(0)
+
+    def near(self, observed: Tensor, half_width: float, patch: Tensor) -> tuple[Tensor, Tensor]:
+        """For each patch the observations that reach its centre and their taper, both (patch, local).
+
+        Args:
+            observed: numbers of points (observation,).
+            half_width: of the taper, in spacings.
+            patch: of each point (point,), see `patches`.
+        """
+        place, many = self.position(torch.arange(self.n)), patch.bincount()
+        centre = torch.zeros(len(many), place.shape[1], dtype=place.dtype).index_add_(0, patch, place) / many[:, None]
+        distance = self.distance(centre, self.position(observed))
         most = max(1, int((distance < 2 * half_width).sum(1).max()))
         apart, near = distance.topk(most, largest=False)
         return near, gaspari_cohn(apart, half_width=half_width)

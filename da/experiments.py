@@ -49,6 +49,8 @@ class Row:
         inflation: of the anomalies after each analysis; of the covariance per time unit for ExtKF.
         rotation: whether members are rotated at random after each analysis, keeping their mean and covariance.
         localisation: "radius" in grid spacings, for LETKF and EnSRF.
+        batch: of the LETKF: points so many along a side, squares or segments of a ring, share the transform of
+            their centre; 2 for quasi_geostrophic, as Sakov and Oke's code has it.
         lag: of smoothers and 4D-Var, in cycles.
         obs_error: standard deviation of the observations.
         obs_interval: model time steps between observations.
@@ -78,6 +80,7 @@ class Row:
     inflation: float = 1.0
     rotation: bool = False
     localisation: float | None = None
+    batch: int | None = None
     lag: int = 1
     obs_error: float | None = None
     obs_interval: int | None = None
@@ -264,7 +267,8 @@ def run(row: Row, seed: int = 0, progress: bool = False) -> Result:
     setup = row.setup(noise)
     R = row.replicates
     members = 1 if row.kind in WITHOUT_MEMBERS else row.members
-    truth, E = setup.start(R, members)
+    start, E = setup.start(R, members)
+    truth = start
     chosen: type[Method] = Local if row.localisation is not None else METHODS[row.kind]
     method = chosen(row, setup, noise, E)
     errors = Drawn(noise.stream("observations"), R, (len(setup.observed(0)),))
@@ -275,7 +279,7 @@ def run(row: Row, seed: int = 0, progress: bool = False) -> Result:
     for cycle in range(total):
         if progress and cycle % max(1, total // 20) == 0:
             print(f"\r{row.method} on {row.system}: {100 * cycle // total:3d} %", end="", file=sys.stderr, flush=True)
-        truth = setup.advance(truth, truth=True)
+        truth = method.kept(setup.advance(truth, truth=True), start)
         past.append(truth)
         y = truth[:, setup.observed(cycle)] + setup.error * errors.at(cycle)
         estimate = method.step(cycle, y)

@@ -174,24 +174,37 @@ class QuasiGeostrophic(Autonomous):
         """Independent states on the attractor: large-scale noise, 5000 time units later; seconds per member.
 
         Most of the time is spent on a grid of half the resolution where that has 65 points or more, and all of it in
-        float32. A member is a function of `noise` and its number only, not of `dtype`.
+        float32. A member that is lost on the way is spun up again in half the time steps. A member is a function of
+        `noise` and its number only, not of `dtype`.
+
+        Raises ValueError where members are lost even in an eighth of the time steps.
         """
         psi = self._spun_up(members, noise.stream("attractor"))
         data = pad(psi, (1, 1, 1, 1)).to(dtype)
         return State(data, time, self.layout, tuple(members))
 
-    def _spun_up(self, members: Sequence[int], noise: Noise) -> Tensor:
+    def _spun_up(self, members: Sequence[int], noise: Noise, tries: int = 4) -> Tensor:
         """psi within the walls (member, 1, n - 2, n - 2), float32."""
         m = self.n - 2
         if self.n >= _FINE and self.n % 2:
             half = replace(self, n=self.n // 2 + 1, viscosity=4 * self.viscosity, dt_model=2 * self.dt_model)
-            psi, units = _waves(_amplitudes(half._spun_up(members, noise)), m), _REFINE
+            psi, units = _waves(_amplitudes(half._spun_up(members, noise, tries)), m), _REFINE
         else:
             waves = min(_WAVES, m)
             psi, units = _waves(noise.normal(members, None, (1, waves, waves)), m), _SPIN_UP
             level = torch.stack([row.square().mean().sqrt() for row in psi])  # one by one: the same bits in any batch
             psi = psi * (_LEVEL / level)[:, None, None, None]
-        return self._advance(psi, math.ceil(units / self.dt_model))
+        psi = self._advance(psi, math.ceil(units / self.dt_model))
+        bad = ~psi.isfinite().flatten(1).all(1)
+        if bool(bad.any()):  # currents beyond what the published step can follow, one member in some hundred
+            again = [m for m, lost in zip(members, bad.tolist(), strict=True) if lost]
+            if tries == 1:
+                raise ValueError(
+                    f"QuasiGeostrophic: members {again} blow up before they reach the attractor, even with "
+                    f"dt_model={self.dt_model:g}; wanted a larger viscosity or weaker wind for n={self.n}"
+                )
+            psi[bad] = replace(self, dt_model=self.dt_model / 2)._spun_up(again, noise, tries - 1)
+        return psi
 
     def _advance(self, psi: Tensor, steps: int) -> Tensor:
         """psi (member, 1, n - 2, n - 2), `steps` later; on a CPU as many members at a time as its cache holds."""

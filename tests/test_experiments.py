@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from polynya.da.experiment_methods import Particles
+from polynya.da.experiment_methods import Local, Particles
 from polynya.da.experiment_static import METHODS, WITHOUT_MEMBERS
-from polynya.da.experiment_systems import Drawn
+from polynya.da.experiment_systems import Drawn, Setup
 from polynya.da.experiments import Row, run, shortened
 from polynya.da.localise import gaspari_cohn
 from polynya.emulators import Noise
@@ -148,10 +148,53 @@ def test_ienks_with_accurate_forecasts_is_the_etkf():
 def test_tapers_are_those_of_all_distances():
     setup = replace(SHORT, observed_every=2).setup(Noise(0))
     observed = setup.observed(0)
-    near, rho = setup.near(observed, 7.28)
+    near, rho = setup.near(observed, 7.28, setup.patches(1))
     dense = torch.zeros(40, 20, dtype=torch.float64).scatter(1, near, rho)
     apart = torch.tensor([[min(abs(i - j), 40 - abs(i - j)) for j in range(0, 40, 2)] for i in range(40)])
     assert torch.allclose(dense, gaspari_cohn(apart.to(torch.float64), half_width=7.28), atol=1e-15)
+
+
+def test_patches_share_the_taper_of_their_centre():
+    options = {"n": 9, "viscosity": 1e-6}
+    gyre = Row("quasi_geostrophic", "LETKF", 5, localisation=2.0, model=options).setup(Noise(0))
+    patch = gyre.patches(2)
+    squares = [(j // 2) * 5 + i // 2 for j in range(9) for i in range(9)]
+    assert patch.tolist() == squares and gyre.patches(1).tolist() == list(range(81))
+    near, rho = gyre.near(torch.tensor([0, 40]), 3.0, patch)
+    for square in (0, 7, 24):
+        inside = [divmod(p, 9) for p in range(81) if squares[p] == square]
+        centre = np.mean(inside, 0)
+        apart = torch.tensor([np.hypot(*(centre - at)) for at in ((0, 0), (4, 4))])
+        dense = torch.zeros(2, dtype=torch.float64).index_add(0, near[square], rho[square])
+        assert torch.allclose(dense, gaspari_cohn(apart, half_width=3.0), atol=1e-15)
+
+
+def test_points_of_a_patch_share_a_transform():
+    """By one transform members that are alike at two points stay so, with the taper of either or of the middle."""
+    row = replace(SHORT, method="LETKF", localisation=4.0, inflation=1.0, rotation=False, cycles=1, burn_in=0)
+    for side, equal in ((1, False), (2, True)):
+        setup = row.setup(Noise(0))
+        E = torch.randn(1, row.members, setup.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        E[:, :, 5] = E[:, :, 4]
+        method = Local(replace(row, batch=side), setup, Noise(0), E)
+        method.forecast = lambda E: E  # as they are
+        method.step(0, torch.zeros(1, setup.n, dtype=torch.float64))
+        assert torch.allclose(method.E[:, :, 4], method.E[:, :, 5], atol=1e-12) == equal
+    assert 0.15 < run(replace(row, members=7, inflation=1.04, rotation=True, cycles=200, batch=2)).median < 0.3
+
+
+def test_a_truth_that_blows_up_is_a_replicate_that_failed(monkeypatch):
+    row, advance = replace(SHORT, cycles=2, burn_in=0), Setup.advance
+
+    def unstable(setup, x, truth=False):
+        later = advance(setup, x, truth)
+        return later.index_fill(0, torch.tensor([1]), math.nan) if truth else later
+
+    as_it_is = run(row)
+    monkeypatch.setattr(Setup, "advance", unstable)
+    result = run(row)
+    assert result.diverged == 1 and result.rmse[1] == math.inf
+    assert torch.equal(result.rmse[[0, 2]], as_it_is.rmse[[0, 2]])
 
 
 def test_climatology_is_lorenz_s():

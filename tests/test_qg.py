@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,14 @@ def test_a_fine_grid_is_spun_up_from_a_coarse_one(monkeypatch: pytest.MonkeyPatc
     half = QuasiGeostrophic(n=17, viscosity=4 * SMALL.viscosity, dt_model=10.0, steps=1)
     coarse = half.at_attractor((0,), NOISE).data[0, 0]
     assert torch.allclose(fine[::2, ::2], coarse, rtol=0, atol=1e-4)
+
+
+def test_members_that_blow_up_are_spun_up_in_smaller_steps() -> None:
+    coarse = replace(SMALL, dt_model=60.0)  # which all blow up with
+    psi = coarse.at_attractor((0, 1), NOISE).data
+    assert torch.equal(psi, replace(SMALL, dt_model=30.0).at_attractor((0, 1), NOISE).data)
+    with pytest.raises(ValueError, match=r"members \[0, 1\] blow up .* dt_model=60; wanted a larger viscosity"):
+        replace(SMALL, dt_model=480.0).at_attractor((0, 1), NOISE)
 
 
 def test_neighbours_are_equally_far_apart_everywhere() -> None:
