@@ -66,15 +66,15 @@ class Method(ABC):
 
     def forecast(self, E: Tensor) -> Tensor:
         """(replicate, member, point) one cycle later; replicates that failed begin anew, and are remembered."""
-        E = self.setup.advance(E)
-        return self.kept(E, self._spare[:, torch.arange(E.shape[1]) % self._spare.shape[1]])
+        return self.kept(self.setup.advance(E), self._spare)
 
     def kept(self, x: Tensor, spare: Tensor) -> Tensor:
-        """x (replicate, ...), but `spare` of the replicates that failed, which are remembered."""
+        """x (replicate, n, ...), but `spare`, repeated up to n, of replicates that failed, which are remembered."""
         bad = ~(x.abs() < _HUGE).flatten(1).all(1)
         if not bool(bad.any()):
             return x
         self.failed |= bad
+        spare = spare[:, torch.arange(x.shape[1]) % spare.shape[1]]
         return torch.where(bad.view(-1, *[1] * (x.dim() - 1)), spare, x)
 
     def departures(self, E: Tensor, cycle: int, y: Tensor) -> tuple[Tensor, Tensor]:

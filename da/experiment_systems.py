@@ -38,7 +38,7 @@ SYSTEMS = {
     "lorenz63": Kind(Lorenz63, math.sqrt(2.0), 25, 16.0, 2.0),
     "lorenz96": Kind(Lorenz96, 1.0, 1, 20.0, 0.001),
     "kuramoto_sivashinsky": Kind(KuramotoSivashinsky, 1.0, 2, 100.0, 0.001),
-    "quasi_geostrophic": Kind(QuasiGeostrophic, 2.0, 4, 250.0, None, 2),
+    "quasi_geostrophic": Kind(QuasiGeostrophic, 2.0, 4, 250.0, None, batch=2),
 }
 """Sakov, Oliver and Bertino (2012); Sakov and Oke (2008); Bocquet and Farchi (2019); Sakov and Oke (2008)."""
 

@@ -117,6 +117,8 @@ class Row:
             raise ValueError(
                 f"{self.method} on {self.system}: localisation is for LETKF and EnSRF, on systems with points in space"
             )
+        if self.batch is not None and self.kind != "letkf":
+            raise ValueError(f"{self.method}: batch is for LETKF, whose points share transforms")
 
     def _check(self, name: str, kind: str, needed: bool) -> None:
         value = getattr(self, name)

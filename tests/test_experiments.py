@@ -44,6 +44,7 @@ def test_rows_are_read_from_json(tmp_path):
         ({"infl": 1.1}, "no 'infl' .did you mean 'inflation'"),
         ({"localization": 3}, "did you mean 'localisation'"),
         ({"method": "LETFK"}, "did you mean 'letkf'"),
+        ({"method": "ETKF", "batch": 2}, "batch is for LETKF"),
         ({"method": 3}, "no method 3"),
         ({"system": "lorenz95"}, "did you mean 'lorenz96'"),
         ({"members": 1}, "at least two members"),
