@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from .diffusion import AdaptiveSchedule
 from .flow import stratified_times
 from .ice_patches import moved
-from .losses import SingleStep, Task
+from .losses import Dynamic, SingleStep, Task
 from .noise import Noise
 from .processes import Processes
 from .regional import FORCINGS, STATES, Regional
@@ -37,10 +37,14 @@ class _Single(SingleStep):
         augment: flip maps along x, along y, and turn square ones by 90 degrees, each with probability 1/2, and tell
             the network which by three labels.
         vectors: components of drift and wind follow; False turns them like maps of scalars, as published.
+        dynamic: weights of channels that follow the inverse of their errors, `Dynamic(probe=False)`; None for equal
+            ones, as published. Of a residual it is drift that is told best, and small scales of it that equal weights
+            neglect.
     """
 
     augment: bool = True
     vectors: bool = True
+    dynamic: Dynamic | None = None
 
     def _checked(self, emulator: Trainable, kinds: tuple[str, ...]) -> Regional:
         """The emulator, if it is one of these kinds, and its labels serve."""
@@ -48,6 +52,11 @@ class _Single(SingleStep):
         if not isinstance(emulator, Regional) or got not in kinds:
             raise ValueError(
                 f"{type(self).__name__} trains a Regional that is {' or '.join(kinds)}, got {got}; choose another loss"
+            )
+        if self.dynamic is not None and self.dynamic.probe:
+            raise ValueError(
+                f"{type(self).__name__} draws its noise levels by the errors of updates, which a further step would "
+                "disturb; choose Dynamic(probe=False)"
             )
         labels = emulator.network.config.n_augment_hidden
         if self.augment and labels != 3:
@@ -198,6 +207,7 @@ class _Denoising(_OneStep):
         eps = noise.stream("noise").normal(numbers, None, x.shape[1:], dtype=x.dtype, device=x.device)
         shift = noise.stream("times").uniform(numbers[:1], None, (), dtype=x.dtype).to(x.device)
         gamma = schedule.gamma(stratified_times(len(x), shift))
+        guess = self.emulator.first_guess
         error = denoising_error(
             self.call,
             sample.states,
@@ -206,7 +216,7 @@ class _Denoising(_OneStep):
             eps,
             gamma,
             self.emulator.config,
-            self.emulator.first_guess,
+            None if guess is None else self.emulator.running.method(guess),
             sample.mask,
         )
         if self.training:

@@ -18,7 +18,7 @@ from polynya.emulators.diffusion import AdaptiveSchedule
 from polynya.emulators.flow import stratified_times
 from polynya.emulators.ice_constants import fitted
 from polynya.emulators.ice_patches import horizontal_flip, quarter_turn, vertical_flip
-from polynya.emulators.losses import Loss
+from polynya.emulators.losses import Dynamic, Loss
 from polynya.emulators.processes import Processes
 from polynya.emulators.regional_loss import diffusion_loss, increment_loss
 from polynya.emulators.regional_objectives import Denoising, Increment, Sample, augmented
@@ -125,6 +125,21 @@ def test_training_learns(kind, tmp_path):
     if kind != "deterministic":
         assert len(set(kept["task"]["bins"].tolist())) > 50
     assert same(trained, load(tmp_path / "emulator.safetensors"))
+
+
+def test_weights_of_channels_follow_the_inverse_of_their_errors(tmp_path):
+    model = emulator("deterministic")
+    windows, follow = windows_of(model, [truth()], in_memory=True), Dynamic(limit=None, window=1, probe=False)
+    objective = Increment(augment=False, dynamic=follow)
+    recipe = Recipe(1, loss=objective, **SINGLE)
+    train(model, windows, recipe, folder=tmp_path)
+    batch = windows.batch(recipe.places(0, windows.count(1, 1)), 1, 1)
+    errors = objective.task(model)(batch, batch.start, 1, Noise(0))[0][0]  # of the update, before it
+    scale = torch.load(tmp_path / "restart.pt", weights_only=True)["scale"]
+    assert torch.allclose(scale * errors, torch.ones(5), rtol=1e-4) and scale.max() > 1.2 * scale.min()
+    for kind in ("deterministic", "residual"):
+        with pytest.raises(ValueError, match=r"choose Dynamic\(probe=False\)"):
+            objective_of(kind, dynamic=Dynamic()).task(emulator(kind))
 
 
 def test_a_rollout_loss_trains_any_kind():
