@@ -134,9 +134,9 @@ def test_weights_of_channels_follow_the_inverse_of_their_errors(tmp_path):
     recipe = Recipe(1, loss=objective, **SINGLE)
     train(model, windows, recipe, folder=tmp_path)
     batch = windows.batch(recipe.places(0, windows.count(1, 1)), 1, 1)
-    errors = objective.task(model)(batch, batch.start, 1, Noise(0))[0][0]  # of the update, before it
+    errors = objective.task(model)(batch, batch.start, 1, Noise(0))[0][0]  # of the update, but for dropout
     scale = torch.load(tmp_path / "restart.pt", weights_only=True)["scale"]
-    assert torch.allclose(scale * errors, torch.ones(5), rtol=1e-4) and scale.max() > 1.2 * scale.min()
+    assert torch.allclose(scale * errors, torch.ones(5), atol=0.02) and scale.max() > 1.2 * scale.min()
     for kind in ("deterministic", "residual"):
         with pytest.raises(ValueError, match=r"choose Dynamic\(probe=False\)"):
             objective_of(kind, dynamic=Dynamic()).task(emulator(kind))
