@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,15 @@ SPIN_UP = 120  # steps
 SEED = 31  # of the weather; emulators learn from that of another
 
 
-def emulator(path: Path | None, name: str, device: str, intervals: int | None) -> Regional:
+def emulator(path: Path | None, name: str, device: str, intervals: int | None, fast: bool) -> Regional:
     """An emulator from its file, or the one that comes with the package."""
     found: Any = load(path) if path is not None else samples.emulator(name)
     if not isinstance(found, Regional):
         raise SystemExit(f"wanted a Regional, got {type(found).__name__} from {path or name}")
     for network in filter(None, (found.network, found.first_guess)):
         network.to(device)
-    if device != "cpu":
-        found = found.tuned(Running(one_at_a_time=False))
+    if fast or device != "cpu":
+        found = found.tuned(Running(one_at_a_time=False, bf16=fast, compiled=fast))
     return found if intervals is None else found.tuned(n_steps=intervals)
 
 
@@ -77,7 +78,7 @@ def long_runs(bench: Bench, given: argparse.Namespace, member: int) -> dict[str,
 def results(
     cases: xr.Dataset,
     found: xr.Dataset,
-    power: xr.DataArray,
+    power: xr.Dataset,
     betas: dict[str, dict[str, list[float]]],
     years: dict[str, Year],
 ) -> dict[str, Any]:
@@ -91,7 +92,8 @@ def results(
         "forecasts": found["forecast"].values.tolist(),
         **listed,
         "rank_histograms": _rounded(ranks / ranks.mean("rank")),
-        "small_scale_power": {str(r): _rounded(power.sel(run=r)) for r in power["run"].values},
+        "small_scale_power": {str(r): _rounded(power.ratio.sel(run=r)) for r in power["run"].values},
+        "its_standard_error": {str(r): _rounded(power.error.sel(run=r)) for r in power["run"].values},
         "quantities": power["quantity"].values.tolist(),
         "beta": betas,
         "seconds_a_member_and_step": _rounded(cases["seconds"].median("case")),
@@ -116,6 +118,10 @@ def run(bench: Bench, plan: Plan, given: argparse.Namespace) -> str:
     """Everything after the emulators and the truth are there; returns the report."""
     members = given.truth_members or bench.truth["member"].values.tolist()[-2:]
     wanted = chosen(bench, members, given.cases, plan.leads)
+    if given.share:
+        for m, date in track(wanted[given.share[0] :: given.share[1]], description="cases"):
+            read_or_made(bench, plan, m, date, given.out)
+        return "these cases are there; run again without --share for the tables"
     made = [read_or_made(bench, plan, m, date, given.out) for m, date in track(wanted, description="cases")]
     cases = gathered(made, bench.names, plan, bench.generative.dt)
     years = long_runs(bench, given, members[0])
@@ -123,7 +129,9 @@ def run(bench: Bench, plan: Plan, given: argparse.Namespace) -> str:
     power = small_scale_power(cases)
     curves = {average: moments(cases, bench, average) for average in AVERAGES}
     betas = {average: exponents(m) for average, m in curves.items()}
-    tested = claims(found, power, betas, years, bench, float(cases["day"][-1]))
+    days = bench.generative.dt / timedelta(days=1)
+    span = days * plan.window[0], days * plan.window[-1]
+    tested = claims(found, power, betas, years, bench, float(cases["day"][-1]), span)
     draw(cases, found, curves, years, bench, min(given.map_case, len(wanted) - 1), given.out)
     calls = bench.generative.config.calls
     about = (
@@ -149,7 +157,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--deterministic", type=Path, help="emulator file; default the embedded one")
     parser.add_argument("--truth", type=Path, help="store of the nature model with its weather; default one is made")
     parser.add_argument("--truth-members", type=int, nargs="+", help="to test with; default the last two")
-    parser.add_argument("--cases", type=int, default=24)
+    parser.add_argument("--cases", type=int, default=64)
     parser.add_argument("--members", type=int, default=16)
     parser.add_argument("--leads", type=int, default=30, help="steps of a forecast")
     parser.add_argument("--intervals", type=int, help="of the sampler; default the emulator's own")
@@ -159,6 +167,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="members together, bfloat16, torch.compile: a third of the time, other rounding",
+    )
+    parser.add_argument(
+        "--share",
+        type=int,
+        nargs=2,
+        metavar=("K", "N"),
+        help="every N-th case from the K-th on, for N processes at once",
+    )
     parser.add_argument("--eager", action="store_true", help="do without torch.compile for the nature model")
     parser.add_argument("--out", type=Path, default=Path(".work/ice_ensembles"))
     parser.add_argument("--record", action="store_true", help="keep the tables under benchmarks/results/")
@@ -169,8 +189,8 @@ def main() -> None:
     given = arguments().parse_args()
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
-    generative = emulator(given.generative, "arctic", given.device, given.intervals)
-    deterministic = emulator(given.deterministic, "arctic_deterministic", given.device, None)
+    generative = emulator(given.generative, "arctic", given.device, given.intervals, given.fast)
+    deterministic = emulator(given.deterministic, "arctic_deterministic", given.device, None, given.fast)
     if given.truth is None:
         needed = max(given.long_steps, given.leads + 720) + 2
         truth = own_truth(given.out / "truth.zarr", needed, compiled=not given.eager)

@@ -87,9 +87,35 @@ def test_a_case_is_what_sums_by_hand_give(bench):
     std = np.array(bench.generative.config.input_std[:5])
     np.testing.assert_allclose(told.nrmse.sel(forecast="deterministic")[2], np.sqrt((wanted[3] / std**2).mean()), 1e-4)
     doubled = cases.assign(spectra=cases.spectra * xr.where(cases.run == "generative", 2.0, 1.0))
-    ratio = small_scale_power(doubled) / small_scale_power(cases)
+    ratio = small_scale_power(doubled).ratio / small_scale_power(cases).ratio
     np.testing.assert_allclose(ratio.sel(run="generative"), 2)
     np.testing.assert_allclose(ratio.sel(run="deterministic"), 1)
+
+
+def test_the_error_of_power_is_that_of_a_mean_if_the_truth_is_always_alike():
+    runs, k = list(ice_cases.RUNS), np.arange(1.0, 7.0)
+    power = np.random.default_rng(0).lognormal(size=(9, len(runs), 4, 6))
+    power[:, runs.index("truth")] = 1.0
+    spectra = xr.DataArray(power, dims=("case", "run", "quantity", "wavenumber"))
+    cases = xr.Dataset(
+        {"spectra": spectra}, coords={"run": runs, "quantity": list(ice_cases.QUANTITIES), "wavenumber": k}
+    )
+    found = small_scale_power(cases)
+    means = power[:, :-1, :, 4:].mean(-1)  # rings 5 and 6 lie above two thirds of 6
+    assert found.ratio.shape == (3, 4) and runs[-1] == "truth"
+    np.testing.assert_allclose(found.ratio, means.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.error, means.std(0, ddof=1) / 3, rtol=1e-12)
+
+
+def test_spectra_are_means_over_the_days_around_those_of_maps():
+    assert Plan().window == (16, 18, 20, 22, 24) and Plan(leads=18).window == (14, 16, 18)
+    assert Plan(leads=3).window == (1, 3)
+
+
+def test_cases_can_be_shared_among_processes(bench, tmp_path):
+    options = ["--cases", "2", "--long-steps", "0", "--out", str(tmp_path), "--share", "1", "2"]
+    text = ice_ensembles.run(bench, Plan(members=2, leads=1), ice_ensembles.arguments().parse_args(options))
+    assert "without --share" in text and len(list(tmp_path.glob("cases/*/*.npz"))) == 1
 
 
 def test_the_command_writes_tables_and_figures_and_goes_on_where_it_was_cut(bench, tmp_path, monkeypatch):
