@@ -366,20 +366,28 @@ def main() -> None:
     if given.case:
         print(json.dumps(ocean(json.loads(given.case))))
         return
-    load, parts = os.getloadavg()[0], []
-    if "ocean" in given.parts:
-        parts.append(f"## A 1 degree ocean, 77 rows, 64 members, float32\n\n{oceans(given.small, given.million)}")
-    if "growth" in given.parts:
-        parts.append(f"## How cost grows\n\n{growth(given.small)}")
-    if "dapper" in given.parts:
-        parts.append(f"## Per column, 180 x 360, 30 members, 5000 observations\n\n{dapper(given.small, given.dapper)}")
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    if given.record:
+    makers = {
+        "ocean": ("A 1 degree ocean, 77 rows, 64 members, float32", lambda: oceans(given.small, given.million)),
+        "growth": ("How cost grows", lambda: growth(given.small)),
+        "dapper": (
+            "Per column, 180 x 360, 30 members, 5000 observations", lambda: dapper(given.small, given.dapper)
+        ),
+    }  # fmt: skip
+    for title, make in (makers[part] for part in given.parts):
+        load = os.getloadavg()[0]
         machine = f"{processor()}, 1 thread, load {load:.1f} at the start, torch {torch.__version__}"
-        day = datetime.now(UTC).date().isoformat()
-        about = f"{machine}, {day}. What is measured, and how: `benchmarks/letkf.py`."
-        (RESULTS / "letkf.md").write_text(f"# The LETKF at the size of an ocean\n\n{about}\n\n{text}")
+        text = f"{machine}, {datetime.now(UTC).date().isoformat()}.\n\n{make()}\n"
+        print(f"## {title}\n\n{text}")
+        if given.record:
+            keep(title, text)
+
+
+def keep(title: str, text: str) -> None:
+    """Put a part into benchmarks/results/letkf.md, in place of the one of that title."""
+    path, head = RESULTS / "letkf.md", "# The LETKF at the size of an ocean\n\nWhat and how: `benchmarks/letkf.py`.\n"
+    before, *parts = (path.read_text() if path.exists() else head).split("\n## ")
+    found = dict(part.split("\n\n", 1) for part in parts) | {title: text}
+    path.write_text("\n## ".join([before, *("\n\n".join(item) for item in found.items())]))
 
 
 if __name__ == "__main__":
