@@ -82,7 +82,20 @@ class Denoising(_Single):
 
     The `diffusion.AdaptiveSchedule` that draws them is the buffer `bins` of the task. Validation draws them uniformly,
     so that it means the same at every update.
+
+    Attributes:
+        levels: limits of gamma that are drawn; None for the network's `level_range`. Those of the sampler and a little
+            more are enough: of the published range, -20 to 20, half is lost on levels where nothing is to be learnt.
+        memory: share of its height that a bin of the schedule keeps when it is hit. The published one is of batches of
+            thousands in all; with 16 windows a bin still has a third of its first height after 7500 updates.
     """
+
+    levels: tuple[float, float] | None = None
+    memory: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not (self.levels is None or self.levels[0] < self.levels[1]) or not 0 < self.memory < 1:
+            raise ValueError(f"Denoising: wanted levels that grow and 0 < memory < 1, got {self}")
 
     def task(self, emulator: Trainable) -> Task:
         """The module that computes it."""
@@ -189,6 +202,7 @@ class _Increment(_OneStep):
 
 
 class _Denoising(_OneStep):
+    objective: Denoising
     bins: Tensor
 
     def __init__(self, emulator: Regional, objective: _Single) -> None:
@@ -199,7 +213,8 @@ class _Denoising(_OneStep):
     @property
     def schedule(self) -> AdaptiveSchedule:
         """As it is at this update."""
-        return AdaptiveSchedule(self.bins, *self.emulator.config.level_range)
+        low, high = self.objective.levels or self.emulator.config.level_range
+        return AdaptiveSchedule(self.bins, low, high, self.objective.memory)
 
     def errors(self, sample: Sample, numbers: tuple[int, ...], noise: Noise) -> Tensor:
         """Half the mean over samples and ocean of `v_error` by density, per channel."""

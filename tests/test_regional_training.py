@@ -260,6 +260,25 @@ def test_an_objective_is_its_function_on_the_same_draws(kind, land):
         assert bool(wet.all()) != land
 
 
+def test_levels_are_drawn_within_limits_and_bins_follow_as_fast_as_wanted():
+    model = emulator("residual")
+    batch, drawn = batch_of(model), []
+    task = Denoising(augment=False, levels=(-3.0, 5.0), memory=0.25).task(model)
+    low, high = model.config.level_range
+    model.network.register_forward_pre_hook(lambda _m, given: drawn.append(given[2][:, 0] * (high - low) + low))
+    task(batch, batch.start, 1, Noise(3))
+    levels = drawn[0]  # stratified: one in each third
+    assert ((levels + 3) / 8 * 3).long().sort().values.tolist() == [0, 1, 2]
+    (seen,) = task._seen
+    task.finish_update(Processes())
+    places = ((levels.double() + 3) / 0.08).long()
+    torch.testing.assert_close(task.bins[places], 0.25 + 0.75 * seen[1], rtol=1e-4, atol=0)
+    with pytest.raises(ValueError, match=r"wanted levels that grow .* got Denoising\(.*levels=\(5.0, -3.0\)"):
+        Denoising(levels=(5.0, -3.0))
+    with pytest.raises(ValueError, match="0 < memory < 1"):
+        Denoising(memory=1.0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_on_land_changes_nothing(kind):
     model = emulator(kind)
