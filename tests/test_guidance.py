@@ -334,8 +334,8 @@ def test_random_networks_stay_within_bounds_alone_and_together(kind):
 def arctic():
     """The embedded ice, its record, and noisy observations of it at 500 places every twelve hours."""
     model = samples.emulator("arctic")
-    # Three intervals are too few for the levels of noise that the emulator goes down to with six.
-    model = model.tuned(running=replace(model.running, recompute=False), n_steps=3, gamma_max=6.0)
+    # Five intervals instead of six for time; with three, guided members blow up.
+    model = model.tuned(running=replace(model.running, recompute=False), n_steps=5)
     data = samples.sample("arctic")
     truth, forcing = Source.open(data, model.layout), Source.open(data, model.forcing_layout)
     g, dates, given = np.random.default_rng(0), data.time.values[10:14], []
