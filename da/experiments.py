@@ -19,7 +19,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from ..emulators import Noise
@@ -261,7 +261,7 @@ def run(row: Row, seed: int = 0, progress: bool = False) -> Result:
     Args:
         row: the experiment.
         seed: of all randomness; a replicate's is a function of the seed, its number, and the cycle.
-        progress: whether to print how far it is, on stderr.
+        progress: whether to show how far it is.
 
     Raises ValueError for options of the model that it does not have.
     """
@@ -278,9 +278,7 @@ def run(row: Row, seed: int = 0, progress: bool = False) -> Result:
     past: deque[Tensor] = deque(maxlen=row.lag + 1)
     first, counted = row.first, 0
     total = first + row.cycles
-    for cycle in range(total):
-        if progress and cycle % max(1, total // 20) == 0:
-            print(f"\r{row.method} on {row.system}: {100 * cycle // total:3d} %", end="", file=sys.stderr, flush=True)
+    for cycle in track(range(total), f"{row.method} on {row.system}", disable=not progress):
         truth = method.kept(setup.advance(truth, truth=True), start)
         past.append(truth)
         y = truth[:, setup.observed(cycle)] + setup.error * errors.at(cycle)
@@ -290,8 +288,6 @@ def run(row: Row, seed: int = 0, progress: bool = False) -> Result:
             if estimate.smoothed is not None and len(past) > row.lag:
                 smoothed += _rms(estimate.smoothed - past[0])
                 counted += 1
-    if progress:
-        print(f"\r{row.method} on {row.system}: done ", file=sys.stderr)
     rmse, spread = sums / row.cycles
     rmse = torch.where(method.failed | ~rmse.isfinite(), math.inf, rmse)
     seconds = time.process_time() - began

@@ -112,9 +112,11 @@ def test_results_tell_what_they_are():
     assert 0.1 < result.median < 0.4 and 0.1 < result.median_spread < 0.4
 
 
-def test_progress_is_printed_if_wanted(capsys):
+def test_progress_is_shown_if_wanted(capsys):
+    run(SHORT)
+    assert not capsys.readouterr().out
     run(SHORT, progress=True)
-    assert "done" in capsys.readouterr().err
+    assert "ETKF on lorenz96" in capsys.readouterr().out
 
 
 # --- identities between methods ------------------------------------------------------------------
