@@ -6,9 +6,10 @@
 Writes arctic.zarr.zip, arctic_deterministic.safetensors and arctic.safetensors, the files in emulators/embedded/. Both
 networks are trained on noisy states, which keeps the one from blowing up and the other from piling up what it gets
 wrong. The generative emulator is a diffusion model of what the deterministic one lacks, and needs its file beside its
-own. It is trained twice, the second time from its own forecasts as well, so that its members keep the truth's power at
-small scales, and with weights that balance ice and drift. Every part can be killed and run again. To train on your own
-data, replace `nature_run` by the path of a store with a record every twelve hours.
+own. It is trained twice: the second time without noise on its states, which blurs small scales, but with what the
+truth's own model makes of the states of its forecasts (Ross, Gordon & Bagnell 2011, AISTATS). Every part can be killed
+and run again. To train on your own data, replace `nature_run` by the path of a store with a record every twelve hours,
+and leave out the second part, whose truth has to go on from any state.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from polynya.emulators import (
     Regional,
     RegionalConfig,
     Source,
+    State,
     export,
     layout_of,
     load,
@@ -56,9 +58,10 @@ SIZE = {
 SAMPLER = {"n_steps": 6, "gamma_min": -6.0, "gamma_max": 12.0}
 OBJECTIVES = {
     "deterministic": Increment(augment=False),
-    "residual": Denoising(augment=False, dynamic=Dynamic(probe=False)),
+    "residual": Denoising(augment=False, dynamic=Dynamic(probe=False), levels=(-7.0, 13.0), memory=0.98),
 }
-JITTER = {"deterministic": 0.2, "residual": 0.1, "residual, from forecasts": 0.05}
+JITTER = {"deterministic": 0.2, "residual": 0.1, "residual, with excursions": 0.0}
+LEADS = (1, 3, 6, 10)  # steps into a forecast, where excursions begin
 FAST = Running(bf16=True, compiled=True)  # two thirds of the time on a CPU that has bfloat16
 FILES = {"deterministic": "arctic_deterministic", "residual": "arctic"}
 
@@ -97,14 +100,34 @@ def untrained(dataset: xr.Dataset, guess: Regional | None = None) -> Regional:
     return emulator
 
 
-def own_forecasts(emulator: Regional, dataset: xr.Dataset, work: Path, dates: int = 60, steps: int = 5) -> list[Path]:
-    """Short forecasts of every member from dates spread over the record, as stores."""
-    states, driven = (Source.open(dataset, layout) for layout in (emulator.layout, emulator.forcing_layout))
+def excursions(emulator: Regional, dataset: xr.Dataset, work: Path, dates: int = 64) -> list[Path]:
+    """Where the truth's own model goes from states of the emulator's forecasts: stores of two records each.
+
+    The emulator has no stress. It starts as the truth's of that time, after twelve hours in the emulator's ice.
+    """
+    ice = replace(arctic(), compiled=True)
+    truth, whole, driven = (Source.open(dataset, each) for each in (emulator.layout, ice.layout, ice.forcing_layout))
     emulator = emulator.tuned(replace(FAST, one_at_a_time=False))
-    stores = [work / "ice_forecasts" / f"{k:02d}.zarr" for k in range(dates)]
-    for k, store in enumerate(stores):
-        start = states.state(states.times[k * (len(states.times) - steps - 2) // (dates - 1)], states.members)
-        rollout(emulator, start, driven, steps=steps, noise=Noise(k), store=store, resume=True)
+    last, stores = len(truth.times) - max(LEADS) - 3, []
+    for k in range(dates):
+        first = k * last // (dates - 1)
+        start, store = truth.state(truth.times[first], truth.members), work / "ice_forecasts" / f"{k:02d}.zarr"
+        steps = max(LEADS)
+        forecast = rollout(emulator, start, driven, steps=steps, noise=Noise(k), store=store, resume=True)
+        ours = Source.open(forecast, emulator.layout)
+        for lead in LEADS:
+            time = truth.times[first + lead]
+
+            def begin(members: tuple[int, ...], time: cftime.datetime = time, ours: Source = ours) -> State:
+                state, seen = whole.state(time, members), ours.state(time, members).data
+                state = state.replace(data=torch.cat((seen, state.data[:, len(STATES) :]), 1))
+                later = ice.step(state, driven.at(time, members), Noise(0))
+                return state.replace(data=torch.cat((seen, later.data[:, len(STATES) :]), 1))
+
+            stores.append(work / "ice_excursions" / f"{k:02d}_{lead:02d}.zarr")
+            rollout(
+                ice, begin, driven, steps=1, members=truth.members, store=stores[-1], with_forcing=True, resume=True
+            )
     return stores
 
 
@@ -130,8 +153,8 @@ def main() -> None:
     early = dataset.isel(time=slice(TRAINED))
     training, validation = early.sel(member=TRAINING), early.sel(member=VALIDATION)
 
-    def trained(emulator: Regional, kind: str, part: str, forecasts: Sequence[Path] = ()) -> Regional:
-        windows = windows_of(emulator, [training], forecasts=forecasts, in_memory=True)
+    def trained(emulator: Regional, kind: str, part: str, others: Sequence[Path] = ()) -> Regional:
+        windows = windows_of(emulator, [training, *others], in_memory=True)
         recipe = Recipe(
             given.updates, batch=16, steps=(1,), loss=OBJECTIVES[kind], learning_rate=1e-3, warmup=0.05,
             weight_decay=0.01, decay=0.998, jitter=JITTER[part],
@@ -147,7 +170,7 @@ def main() -> None:
         print(f"{kind}: {parameters(emulator.network)} parameters")
         emulator = trained(emulator, kind, kind)
         if kind == "residual":
-            emulator = trained(emulator, kind, f"{kind}, from forecasts", own_forecasts(emulator, training, given.work))
+            emulator = trained(emulator, kind, f"{kind}, with excursions", excursions(emulator, training, given.work))
         command = f"python examples/train_ice.py --updates {given.updates}"
         export(emulator, given.out / f"{FILES[kind]}.safetensors", command=command, half=True, beside=beside)
 
