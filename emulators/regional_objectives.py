@@ -86,8 +86,8 @@ class Denoising(_Single):
     Attributes:
         levels: limits of gamma that are drawn; None for the network's `level_range`. Those of the sampler and a little
             more are enough: of the published range, -20 to 20, half is lost on levels where nothing is to be learnt.
-        memory: share of its height that a bin of the schedule keeps when it is hit. The published one is of batches of
-            thousands in all; with 16 windows a bin still has a third of its first height after 7500 updates.
+        memory: share of its height that a bin of the schedule keeps when it is hit. The published one is slow: with 16
+            windows a batch, a bin still has a third of its first height after 7500 updates.
     """
 
     levels: tuple[float, float] | None = None
