@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
+from small_regional import emulator as regional_emulator
 from test_emulators import network_emulator
 from test_gensim_training import TINY, layouts, mesh, truth
-from test_regional_training import emulator as regional_emulator
 
 from polynya.cli.info import describe
 from polynya.cli.steps import Sampler, run, score_samplers

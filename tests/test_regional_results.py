@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small import START
-from test_regional_training import DAY, KINDS, batch_of, emulator, layouts, truth
+from small_regional import DAY, KINDS, batch_of, emulator, layouts, truth
 
 from polynya.cli.info import describe
 from polynya.emulators import Noise, Persistence, State, StatisticsError, export, load, regional
