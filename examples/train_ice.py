@@ -40,7 +40,7 @@ from polynya.emulators import (
 from polynya.emulators.ice_constants import fitted
 from polynya.emulators.losses import Dynamic
 from polynya.emulators.nature_ice import STATES, arctic
-from polynya.emulators.regional_constants import residual_constants
+from polynya.emulators.regional_constants import residual_constants, unbiased
 from polynya.emulators.regional_objectives import Denoising, Increment
 from polynya.emulators.running import Running
 from polynya.emulators.training import Recipe, parameters, train, windows_of
@@ -170,7 +170,9 @@ def main() -> None:
         print(f"{kind}: {parameters(emulator.network)} parameters")
         emulator = trained(emulator, kind, kind)
         if kind == "residual":
-            emulator = trained(emulator, kind, f"{kind}, with excursions", excursions(emulator, training, given.work))
+            others = excursions(emulator, training, given.work)
+            emulator = trained(emulator, kind, f"{kind}, with excursions", others)
+            emulator = unbiased(emulator, windows_of(emulator, [training, *others]))
         command = f"python examples/train_ice.py --updates {given.updates}"
         export(emulator, given.out / f"{FILES[kind]}.safetensors", command=command, half=True, beside=beside)
 

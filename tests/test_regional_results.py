@@ -19,7 +19,7 @@ from polynya.cli.info import describe
 from polynya.emulators import Noise, Persistence, State, StatisticsError, export, load, regional
 from polynya.emulators.checkpoint import CheckpointError
 from polynya.emulators.ice_constants import fitted
-from polynya.emulators.regional_constants import residual_constants
+from polynya.emulators.regional_constants import residual_constants, unbiased
 from polynya.emulators.stores import SourceError
 from polynya.emulators.training import windows_of
 
@@ -71,6 +71,26 @@ def test_constants_of_the_residual():
     assert regional.Regional.untrained(*layouts(), c, first_guess=model.network).kind == "residual"
     with pytest.raises(regional.ConfigError, match="wanted a deterministic emulator"):
         residual_constants(emulator("diffusion"), windows)
+
+
+def test_an_unbiased_residual_model_errs_by_nothing_on_average():
+    model = emulator("residual")
+    windows = windows_of(model, [truth()], in_memory=True)
+
+    def error(model, number):
+        batch = windows.get(number, 1, 1)
+        state = State(batch.start, batch.time, model.layout, batch.numbers)
+        forcing = State(batch.forcings[0], batch.time, model.forcing_layout, batch.numbers)
+        with torch.no_grad():
+            return (model.step(state, forcing, Noise(2)).data - batch.targets[0])[0][:, model.layout.mask[0]].mean(1)
+
+    found = unbiased(model, windows, 6, Noise(2))
+    before, after = (torch.stack([error(m, k) for k in (0, 3, 7, 11, 15, 19)]).mean(0) for m in (model, found))
+    assert (after.abs() < 0.05 * before.abs()).all(), (before, after)
+    assert found.network is model.network and found.config.residual_scale == model.config.residual_scale
+    for kind in ("deterministic", "diffusion"):
+        with pytest.raises(regional.ConfigError, match=f"wanted a residual model, .* got a {kind} one"):
+            unbiased(emulator(kind), windows)
 
 
 # --- files --------------------------------------------------------------------------------------------
