@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cftime
@@ -39,7 +40,7 @@ from polynya.emulators import (
 )
 from polynya.emulators.ice_constants import fitted
 from polynya.emulators.losses import Dynamic
-from polynya.emulators.nature_ice import STATES, arctic
+from polynya.emulators.nature_ice import STATES, NatureIce, arctic
 from polynya.emulators.regional_constants import residual_constants, unbiased
 from polynya.emulators.regional_objectives import Denoising, Increment
 from polynya.emulators.running import Running
@@ -100,11 +101,21 @@ def untrained(dataset: xr.Dataset, guess: Regional | None = None) -> Regional:
     return emulator
 
 
-def excursions(emulator: Regional, dataset: xr.Dataset, work: Path, dates: int = 64) -> list[Path]:
-    """Where the truth's own model goes from states of the emulator's forecasts: stores of two records each.
+def excursion(
+    ice: NatureIce, whole: Source, ours: Source, driven: Source, time: cftime.datetime, members: tuple[int, ...]
+) -> State:
+    """The emulator's ice with all that the truth's model starts from.
 
     The emulator has no stress. It starts as the truth's of that time, after twelve hours in the emulator's ice.
     """
+    state, seen = whole.state(time, members), ours.state(time, members).data
+    state = state.replace(data=torch.cat((seen, state.data[:, len(STATES) :]), 1))
+    later = ice.step(state, driven.at(time, members), Noise(0))
+    return state.replace(data=torch.cat((seen, later.data[:, len(STATES) :]), 1))
+
+
+def excursions(emulator: Regional, dataset: xr.Dataset, work: Path, dates: int = 64) -> list[Path]:
+    """Where the truth's own model goes from states of the emulator's forecasts: stores of two records each."""
     ice = replace(arctic(), compiled=True)
     truth, whole, driven = (Source.open(dataset, each) for each in (emulator.layout, ice.layout, ice.forcing_layout))
     emulator = emulator.tuned(replace(FAST, one_at_a_time=False))
@@ -116,14 +127,7 @@ def excursions(emulator: Regional, dataset: xr.Dataset, work: Path, dates: int =
         forecast = rollout(emulator, start, driven, steps=steps, noise=Noise(k), store=store, resume=True)
         ours = Source.open(forecast, emulator.layout)
         for lead in LEADS:
-            time = truth.times[first + lead]
-
-            def begin(members: tuple[int, ...], time: cftime.datetime = time, ours: Source = ours) -> State:
-                state, seen = whole.state(time, members), ours.state(time, members).data
-                state = state.replace(data=torch.cat((seen, state.data[:, len(STATES) :]), 1))
-                later = ice.step(state, driven.at(time, members), Noise(0))
-                return state.replace(data=torch.cat((seen, later.data[:, len(STATES) :]), 1))
-
+            begin = partial(excursion, ice, whole, ours, driven, truth.times[first + lead])
             stores.append(work / "ice_excursions" / f"{k:02d}_{lead:02d}.zarr")
             rollout(
                 ice, begin, driven, steps=1, members=truth.members, store=stores[-1], with_forcing=True, resume=True
