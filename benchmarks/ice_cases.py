@@ -5,10 +5,12 @@ the true weather. What is kept of 16 members and 30 leads are sums over the ocea
 ten days ahead also the maps of a few members, and of eight to twelve days ahead the mean spectra. Each case is a file,
 so that a run that was cut goes on.
 
-Spectra and land: of the largest square of the map without land (33 x 33 of the 64 x 64 cells), plane removed, Hann
-window, so that no coast adds small scales. Drift where there is less than 15 % ice is left out of deformation only.
-Power at small scales comes in rare events: that of a single map of the truth varies by 1.2 to 1.6 times its mean, so
-that 16 maps tell it to a third only. Hence the days around the tenth, and many cases.
+Spectra and land: of squares without land, plane removed, Hann window, so that no coast adds small scales. The largest
+square (33 x 33 of the 64 x 64 cells) shows all scales, of the middle of the map. Small scales are told by all squares
+half as wide, four cells apart (Welch 1967, doi:10.1109/TAU.1967.1161901). Their power comes in rare events: that of a
+single map of the truth varies by 1.2 to 1.6 times its mean in the largest square, so that 16 maps tell it to a third
+only. Hence all squares, the days around the tenth, and many cases. Drift where there is less than 15 % ice is left out
+of deformation only.
 """
 
 from __future__ import annotations
@@ -119,6 +121,14 @@ class Bench:
         return {"y": slice(int(j) - n, int(j)), "x": slice(int(i) - n, int(i))}
 
     @cached_property
+    def small_squares(self) -> list[dict[str, slice]]:
+        """All squares without land that are half as wide as the largest, a quarter of their width apart."""
+        wet, n = self.generative.layout.mask[0].numpy(), (self.square["y"].stop - self.square["y"].start) // 2
+        ny, nx = (range(0, size - n + 1, n // 4) for size in wet.shape)
+        places = [{"y": slice(j, j + n), "x": slice(i, i + n)} for j in ny for i in nx]
+        return [p for p in places if wet[p["y"], p["x"]].all()]
+
+    @cached_property
     def spacing(self) -> tuple[float, float]:
         """Size of cells (dy, dx), m."""
         dy, dx = (float(np.diff(self.generative.layout.grid[d].values).mean()) for d in PLACES)
@@ -167,9 +177,10 @@ def case(bench: Bench, plan: Plan, member: int, date: cftime.datetime) -> Arrays
     """Sums, spectra and maps of one case.
 
     Returns:
-        `sums` (score, variable, lead), `ranks` (day, variable, rank), `spectra` (run, quantity, ring), `wavenumber`
-        (ring), `maps` (truth, kept members, ensemble mean, deterministic; variable, y, x) and `seconds` (generative,
-        deterministic) of a member and step.
+        `sums` (score, variable, lead), `ranks` (day, variable, rank), `spectra` of the largest square and `local` ones
+        of small squares (run, quantity, ring), their `wavenumber` and `local_wavenumber` (ring), `maps` (truth, kept
+        members, ensemble mean, deterministic; variable, y, x) and `seconds` (generative, deterministic) of a member and
+        step.
     """
     states = bench.source(bench.generative, member, forcing=False)
     runs = [
@@ -179,7 +190,9 @@ def case(bench: Bench, plan: Plan, member: int, date: cftime.datetime) -> Arrays
     first = stacked(states.state(date, (0,))).isel(member=0)
     sums = np.zeros((len(SCORES), len(bench.names), plan.leads))
     found: Arrays = {"ranks": np.zeros((2, len(bench.names), plan.members + 1))}
-    taken, spectra = np.zeros((2, plan.leads)), []
+    taken = np.zeros((2, plan.leads))
+    squares: dict[str, list[dict[str, slice]]] = {"spectra": [bench.square], "local": bench.small_squares}
+    spectra: dict[str, list[xr.DataArray]] = {n: [] for n in squares}
     for k in range(1, plan.leads + 1):
         (ens, taken[0, k - 1]), (det, taken[1, k - 1]) = (next(run) for run in runs)
         obs, single = (
@@ -192,11 +205,12 @@ def case(bench: Bench, plan: Plan, member: int, date: cftime.datetime) -> Arrays
             ranked: dict[str, Any] = {"dim": PLACES, "weights": area_of(ens), "seed": seed}
             found["ranks"][day] = rank_histogram(obs, ens, **ranked).transpose("variable", "rank")
         if k in plan.window:
-            spectra.append(_spectra(bench, obs, ens, single))
-            found["wavenumber"] = spectra[-1]["wavenumber"].to_numpy()
+            for n, places in squares.items():
+                spectra[n].append(_spectra(bench, obs, ens, single, places))
         if k == plan.days[1]:
             found["maps"] = _maps(plan, obs, ens, single)
-    found["spectra"] = np.mean([s.to_numpy() for s in spectra], 0)
+    for (n, each), k_name in zip(spectra.items(), ("wavenumber", "local_wavenumber"), strict=True):
+        found |= {n: np.mean([s.to_numpy() for s in each], 0), k_name: each[0]["wavenumber"].to_numpy()}
     return found | {"sums": sums, "seconds": np.median(taken, 1) / (plan.members, 1)}
 
 
@@ -249,18 +263,25 @@ def _maps(plan: Plan, obs: xr.DataArray, ens: xr.DataArray, det: xr.DataArray) -
     return np.stack([obs.to_numpy(), *ens.to_numpy()[: plan.kept], mean, det.to_numpy()]).astype("f4")
 
 
-def _spectra(bench: Bench, obs: xr.DataArray, ens: xr.DataArray, det: xr.DataArray) -> xr.DataArray:
+def _spectra(
+    bench: Bench, obs: xr.DataArray, ens: xr.DataArray, det: xr.DataArray, squares: list[dict[str, slice]]
+) -> xr.DataArray:
     """Spectra of one lead (run, quantity, wavenumber)."""
     mean = ens.astype("f8").mean("member", keep_attrs=True)
     runs = {"truth": obs, "generative": ens, "ensemble mean": mean, "deterministic": det}
-    found = [xr.concat([_spectrum(bench, runs[run], q) for q in QUANTITIES], "quantity") for run in RUNS]
+    inside = {n: xr.concat([_bare(x.isel(s)) for s in squares], "square") for n, x in runs.items()}
+    found = [xr.concat([_spectrum(bench, inside[run], q) for q in QUANTITIES], "quantity") for run in RUNS]
     return xr.concat(found, "run")
 
 
-def _spectrum(bench: Bench, fields: xr.DataArray, quantity: str) -> xr.DataArray:
-    """Spectrum (wavenumber) in the square without land, mean over members."""
+def _bare(x: xr.DataArray) -> xr.DataArray:
+    """Without its place, which differs from square to square."""
+    return x.drop_vars(["lat", "lon", *PLACES], errors="ignore")
+
+
+def _spectrum(bench: Bench, inside: xr.DataArray, quantity: str) -> xr.DataArray:
+    """Spectrum (wavenumber), mean over squares and members."""
     # Members stay: a mean of spectra is not the spectrum of a mean.
-    inside = fields.isel(bench.square).drop_vars(["lat", "lon"], errors="ignore")
     options: dict[str, Any] = {"dim": PLACES, "spacing": bench.spacing}
     if quantity == "kinetic energy":
         drift = (inside.sel(variable=n).assign_attrs(units="m s-1") for n in ("siu", "siv"))
@@ -268,7 +289,7 @@ def _spectrum(bench: Bench, fields: xr.DataArray, quantity: str) -> xr.DataArray
     else:
         found = isotropic_spectrum(inside.sel(variable=quantity), **options)
     found = found.isel(wavenumber=found["wavenumber"].to_numpy() <= 0.5 / max(bench.spacing))  # the last ring is cut
-    return found.mean("member") if "member" in found.dims else found
+    return found.mean([d for d in ("member", "square") if d in found.dims])
 
 
 def gathered(cases: list[Arrays], names: tuple[str, ...], plan: Plan, dt: timedelta) -> xr.Dataset:
@@ -279,6 +300,7 @@ def gathered(cases: list[Arrays], names: tuple[str, ...], plan: Plan, dt: timede
         "sums": ("score", "variable", "lead"),
         "ranks": ("day", "variable", "rank"),
         "spectra": ("run", "quantity", "wavenumber"),
+        "local": ("run", "quantity", "local_wavenumber"),
         "maps": ("source", "variable", *PLACES),
         "seconds": ("model",),
     }
@@ -290,7 +312,7 @@ def gathered(cases: list[Arrays], names: tuple[str, ...], plan: Plan, dt: timede
         "day": ("day", days * np.array(plan.days), {"units": "days"}),
         "run": list(RUNS),
         "quantity": list(QUANTITIES),
-        "wavenumber": ("wavenumber", cases[0]["wavenumber"], {"units": "m-1"}),
+        **{n: (n, cases[0][n], {"units": "m-1"}) for n in ("wavenumber", "local_wavenumber")},
         "source": sources,
         "model": ["generative", "deterministic"],
     }

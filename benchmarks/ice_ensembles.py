@@ -78,7 +78,7 @@ def long_runs(bench: Bench, given: argparse.Namespace, member: int) -> dict[str,
 def results(
     cases: xr.Dataset,
     found: xr.Dataset,
-    power: xr.Dataset,
+    power: dict[str, xr.Dataset],
     betas: dict[str, dict[str, list[float]]],
     years: dict[str, Year],
 ) -> dict[str, Any]:
@@ -92,9 +92,9 @@ def results(
         "forecasts": found["forecast"].values.tolist(),
         **listed,
         "rank_histograms": _rounded(ranks / ranks.mean("rank")),
-        "small_scale_power": {str(r): _rounded(power.ratio.sel(run=r)) for r in power["run"].values},
-        "its_standard_error": {str(r): _rounded(power.error.sel(run=r)) for r in power["run"].values},
-        "quantities": power["quantity"].values.tolist(),
+        "small_scale_power": _by_run(power, "ratio"),
+        "its_standard_error": _by_run(power, "error"),
+        "quantities": cases["quantity"].values.tolist(),
         "beta": betas,
         "seconds_a_member_and_step": _rounded(cases["seconds"].median("case")),
         "years": {
@@ -108,6 +108,10 @@ def results(
             for n, y in years.items()
         },
     }
+
+
+def _by_run(power: dict[str, xr.Dataset], name: str) -> dict[str, dict[str, Any]]:
+    return {where: {str(r): _rounded(x[name].sel(run=r)) for r in x["run"].values} for where, x in power.items()}
 
 
 def _rounded(values: xr.DataArray) -> Any:
@@ -126,12 +130,12 @@ def run(bench: Bench, plan: Plan, given: argparse.Namespace) -> str:
     cases = gathered(made, bench.names, plan, bench.generative.dt)
     years = long_runs(bench, given, members[0])
     found = scores(cases, bench.generative.config.input_std[: len(bench.names)])
-    power = small_scale_power(cases)
+    power = {n: small_scale_power(cases[k]) for n, k in (("all small ones", "local"), ("the largest", "spectra"))}
     curves = {average: moments(cases, bench, average) for average in AVERAGES}
     betas = {average: exponents(m) for average, m in curves.items()}
     days = bench.generative.dt / timedelta(days=1)
     span = days * plan.window[0], days * plan.window[-1]
-    tested = claims(found, power, betas, years, bench, float(cases["day"][-1]), span)
+    tested = claims(found, power["all small ones"], betas, years, bench, float(cases["day"][-1]), span)
     draw(cases, found, curves, years, bench, min(given.map_case, len(wanted) - 1), given.out)
     calls = bench.generative.config.calls
     about = (

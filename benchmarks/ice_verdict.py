@@ -68,15 +68,19 @@ def scores(cases: xr.Dataset, deviations: tuple[float, ...]) -> xr.Dataset:
     return xr.Dataset(found)
 
 
-def small_scale_power(cases: xr.Dataset) -> xr.Dataset:
+def small_scale_power(spectra: xr.DataArray) -> xr.Dataset:
     """Power in the upper third of wavenumbers, relative to the truth's, over all cases.
+
+    Args:
+        spectra: (case, run, quantity, wavenumber), under whatever name.
 
     Returns:
         `ratio` (run, quantity), and `error`, its standard error by the jackknife over cases (Efron & Stein 1981,
         Ann. Statist. 9, 586-596).
     """
-    k = cases["wavenumber"]
-    power = cases["spectra"].isel(wavenumber=k.to_numpy() > SMALLEST * float(k.max())).sum("wavenumber")
+    name = str(spectra.dims[-1])
+    k = spectra[name].to_numpy()
+    power = spectra.isel({name: k > SMALLEST * k.max()}).sum(name)
     total, n = power.sum("case"), power.sizes["case"]
     ratio, without = (p / p.sel(run="truth", drop=True) for p in (total, total - power))
     error = ((n - 1) / n * ((without - without.mean("case")) ** 2).sum("case")) ** 0.5
@@ -198,14 +202,21 @@ def _with_error(x: xr.Dataset) -> str:
 
 
 def tables(
-    found: xr.Dataset, power: xr.Dataset, betas: dict[str, dict[str, list[float]]], years: dict[str, Year]
+    found: xr.Dataset,
+    power: dict[str, xr.Dataset],
+    betas: dict[str, dict[str, list[float]]],
+    years: dict[str, Year],
 ) -> str:
     """Everything as markdown."""
     parts = ["## Scores by lead", _score_table(found)]
-    rows = [[run, *(_with_error(power.sel(run=run, quantity=q)) for q in QUANTITIES)] for run in power["run"].values]
+    rows = [
+        [where, str(run), *(_with_error(x.sel(run=run, quantity=q)) for q in QUANTITIES)]
+        for where, x in power.items()
+        for run in x["run"].values
+    ]
     parts += [
         "## Power at the smallest scales, truth = 1, with its standard error over cases",
-        _table(["run", *QUANTITIES], rows),
+        _table(["squares", "run", *QUANTITIES], rows),
     ]
     head = ["average", "run", *(f"β({q})" for q in ORDERS)]
     rows = [[a, run, *(f"{b:.3f}" for b in beta)] for a, found_by in betas.items() for run, beta in found_by.items()]

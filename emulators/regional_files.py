@@ -43,6 +43,8 @@ class RegionalConfig:
         mean, std: of the states' increments.
         lower, upper: bounds of the states, infinite for none.
         residual_mean, residual_scale: of truth minus deterministic forecast, physical units; a residual model's only.
+        residual_gain: of the small scales of sampled residuals, see `regional_constants.sharpened`; a residual model's
+            only, and not of the originals. None where it is 1.
         n_steps: intervals of the sampler.
         rho, gamma_min, gamma_max: of `diffusion.karras_levels`.
         second_order: Heun's method, 2 n_steps - 1 calls of the network; else Euler's, n_steps.
@@ -64,6 +66,7 @@ class RegionalConfig:
     upper: Numbers = (_INF, 1.0, 1.0, _INF, _INF)
     residual_mean: Numbers = ()
     residual_scale: Numbers = ()
+    residual_gain: Numbers = ()
     n_steps: int = 20
     rho: float = 7.0
     gamma_min: float = -10.0
@@ -83,10 +86,13 @@ class RegionalConfig:
                 f"wanted constants of {states} states, and of {inputs} inputs that are the states and the forcings "
                 f"twice, got numbers {lengths | {'residual_scale': extra}}"
             )
-        if min(*self.std, *self.input_std, *self.residual_scale, self.rho, self.n_steps) <= 0:
+        if self.residual_gain and len(self.residual_gain) != extra:
+            raise ConfigError(f"wanted a gain of each of {extra} residuals, or none, got {self.residual_gain}")
+        scales = *self.residual_scale, *self.residual_gain
+        if min(*self.std, *self.input_std, *scales, self.rho, self.n_steps) <= 0:
             raise ConfigError(
-                f"standard deviations, scales, rho and number of steps are positive, got {self.std}, "
-                f"{self.input_std}, {self.residual_scale}, {self.rho} and {self.n_steps}"
+                f"standard deviations, scales, gains, rho and number of steps are positive, got {self.std}, "
+                f"{self.input_std}, {scales}, {self.rho} and {self.n_steps}"
             )
         if not (self.gamma_min < self.gamma_max and self.level_range[0] < self.level_range[1]):
             raise ConfigError(
@@ -118,10 +124,10 @@ def read_config(config: str | Path | Mapping[str, Any] | RegionalConfig | None) 
 
     Args:
         config: a JSON file or the dict in it, with any of `deterministic` and `diffusion` (sizes, see `UViTConfig`),
-            `encoder` (mean, std), `decoder` (mean, std, lower_bound, upper_bound), `residual` (mean, scale), `sampler`
-            (timesteps, rho, gamma_min, gamma_max, second_order), `network_gamma_range`, `weighting` (multiplier), and
-            `sees_mask`, which the original has not; the published values fill the rest.  A `RegionalConfig` is returned
-            as it is, and None is the published one.
+            `encoder` (mean, std), `decoder` (mean, std, lower_bound, upper_bound), `residual` (mean, scale, gain),
+            `sampler` (timesteps, rho, gamma_min, gamma_max, second_order), `network_gamma_range`, `weighting`
+            (multiplier), and `sees_mask`; the originals have no gain and see no mask. The published values fill the
+            rest.  A `RegionalConfig` is returned as it is, and None is the published one.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -135,7 +141,7 @@ def read_config(config: str | Path | Mapping[str, Any] | RegionalConfig | None) 
         for section, key, name in (
             *(("encoder", k, f"input_{k}") for k in ("mean", "std")),
             *(("decoder", k, k.removesuffix("_bound")) for k in ("mean", "std", "lower_bound", "upper_bound")),
-            *(("residual", k, f"residual_{k}") for k in ("mean", "scale")),
+            *(("residual", k, f"residual_{k}") for k in ("mean", "scale", "gain")),
         )
     } | {"level_range": given.get("network_gamma_range")}
     try:

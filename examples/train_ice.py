@@ -7,9 +7,10 @@ Writes arctic.zarr.zip, arctic_deterministic.safetensors and arctic.safetensors,
 networks are trained on noisy states, which keeps the one from blowing up and the other from piling up what it gets
 wrong. The generative emulator is a diffusion model of what the deterministic one lacks, and needs its file beside its
 own. It is trained twice: the second time without noise on its states, which blurs small scales, but with what the
-truth's own model makes of the states of its forecasts (Ross, Gordon & Bagnell 2011, AISTATS). Every part can be killed
-and run again. To train on your own data, replace `nature_run` by the path of a store with a record every twelve hours,
-and leave out the second part, whose truth has to go on from any state.
+truth's own model makes of the states of its forecasts (Ross, Gordon & Bagnell 2011, AISTATS). At the end its steps are
+given the mean and the small scales of its training. Every part can be killed and run again. To train on your own data,
+replace `nature_run` by the path of a store with a record every twelve hours, and leave out the second part, whose truth
+has to go on from any state.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from polynya.emulators import (
 from polynya.emulators.ice_constants import fitted
 from polynya.emulators.losses import Dynamic
 from polynya.emulators.nature_ice import STATES, NatureIce, arctic
-from polynya.emulators.regional_constants import residual_constants, unbiased
+from polynya.emulators.regional_constants import residual_constants, sharpened, unbiased
 from polynya.emulators.regional_objectives import Denoising, Increment
 from polynya.emulators.running import Running
 from polynya.emulators.training import Recipe, parameters, train, windows_of
@@ -176,7 +177,8 @@ def main() -> None:
         if kind == "residual":
             others = excursions(emulator, training, given.work)
             emulator = trained(emulator, kind, f"{kind}, with excursions", others)
-            emulator = unbiased(emulator, windows_of(emulator, [training, *others]))
+            windows = windows_of(emulator, [training, *others])
+            emulator = unbiased(sharpened(emulator, windows), windows)
         command = f"python examples/train_ice.py --updates {given.updates}"
         export(emulator, given.out / f"{FILES[kind]}.safetensors", command=command, half=True, beside=beside)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import xarray as xr
 
+from polynya.diagnostics import isotropic_spectrum
 from polynya.emulators import Noise, Source, open_store, regional
 from polynya.emulators.nature_ice import IceParameters, arctic
 from polynya.emulators.uvit import UViTConfig
@@ -86,10 +87,21 @@ def test_a_case_is_what_sums_by_hand_give(bench):
     np.testing.assert_allclose(told.ratio.isel(lead=2), np.sqrt(5 / 4 * wanted[1] / wanted[0]), rtol=1e-4)
     std = np.array(bench.generative.config.input_std[:5])
     np.testing.assert_allclose(told.nrmse.sel(forecast="deterministic")[2], np.sqrt((wanted[3] / std**2).mean()), 1e-4)
-    doubled = cases.assign(spectra=cases.spectra * xr.where(cases.run == "generative", 2.0, 1.0))
-    ratio = small_scale_power(doubled).ratio / small_scale_power(cases).ratio
-    np.testing.assert_allclose(ratio.sel(run="generative"), 2)
-    np.testing.assert_allclose(ratio.sel(run="deterministic"), 1)
+    for spectra in (cases.spectra, cases.local):
+        doubled = spectra * xr.where(cases.run == "generative", 2.0, 1.0)
+        ratio = small_scale_power(doubled.transpose(*spectra.dims)).ratio / small_scale_power(spectra).ratio
+        np.testing.assert_allclose(ratio.sel(run="generative"), 2)
+        np.testing.assert_allclose(ratio.sel(run="deterministic"), 1)
+    side = bench.square["y"].stop - bench.square["y"].start
+    # The spectrum of a single map in a single square, of the days that spectra are a mean of.
+    maps, squares = [states.state(date + k * DAYS, (0,)).data[0, 0].double().numpy() for k in PLAN.window], []
+    for s in bench.small_squares:
+        assert wet[s["y"], s["x"]].all() and s["y"].stop - s["y"].start == side // 2
+        squares += [
+            isotropic_spectrum(xr.DataArray(m[s["y"], s["x"]], dims=("y", "x")), spacing=bench.spacing) for m in maps
+        ]
+    mean = np.mean([x.to_numpy() for x in squares], 0)[: cases.sizes["local_wavenumber"]]
+    np.testing.assert_allclose(cases.local.sel(run="truth", quantity="sithick")[0], mean, rtol=1e-5)
 
 
 def test_the_error_of_power_is_that_of_a_mean_if_the_truth_is_always_alike():
@@ -97,10 +109,7 @@ def test_the_error_of_power_is_that_of_a_mean_if_the_truth_is_always_alike():
     power = np.random.default_rng(0).lognormal(size=(9, len(runs), 4, 6))
     power[:, runs.index("truth")] = 1.0
     spectra = xr.DataArray(power, dims=("case", "run", "quantity", "wavenumber"))
-    cases = xr.Dataset(
-        {"spectra": spectra}, coords={"run": runs, "quantity": list(ice_cases.QUANTITIES), "wavenumber": k}
-    )
-    found = small_scale_power(cases)
+    found = small_scale_power(spectra.assign_coords(run=runs, quantity=list(ice_cases.QUANTITIES), wavenumber=k))
     means = power[:, :-1, :, 4:].mean(-1)  # rings 5 and 6 lie above two thirds of 6
     assert found.ratio.shape == (3, 4) and runs[-1] == "truth"
     np.testing.assert_allclose(found.ratio, means.mean(0), rtol=1e-12)

@@ -200,6 +200,7 @@ def differentiable(kind):
             if name.endswith("gamma"):
                 p.fill_(1.0)
         scale = {"residual_mean": (0.01, 0.0, 0.0, 0.0, 0.0), "residual_scale": (0.08, 0.02, 0.04, 0.04, 0.05)}
+        scale["residual_gain"] = (1.2, 1.0, 0.8, 1.1, 1.3)
         c = replace(c, diffusion=dif.config, **scale)
 
     def run(states, forcings, noise, running=None, **change):

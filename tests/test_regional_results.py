@@ -19,7 +19,7 @@ from polynya.cli.info import describe
 from polynya.emulators import Noise, Persistence, State, StatisticsError, export, load, regional
 from polynya.emulators.checkpoint import CheckpointError
 from polynya.emulators.ice_constants import fitted
-from polynya.emulators.regional_constants import residual_constants, unbiased
+from polynya.emulators.regional_constants import residual_constants, sharpened, unbiased
 from polynya.emulators.stores import SourceError
 from polynya.emulators.training import windows_of
 
@@ -89,8 +89,41 @@ def test_an_unbiased_residual_model_errs_by_nothing_on_average():
     assert (after.abs() < 0.05 * before.abs()).all(), (before, after)
     assert found.network is model.network and found.config.residual_scale == model.config.residual_scale
     for kind in ("deterministic", "diffusion"):
-        with pytest.raises(regional.ConfigError, match=f"wanted a residual model, .* got a {kind} one"):
-            unbiased(emulator(kind), windows)
+        for correct in (unbiased, sharpened):
+            with pytest.raises(regional.ConfigError, match=f"wanted a residual model, .* got a {kind} one"):
+                correct(emulator(kind), windows)
+
+
+class Made:
+    """Windows that end where an emulator's own steps do."""
+
+    def __init__(self, model, noise):
+        self.model, self.noise, self.windows = model, noise, windows_of(model, [truth()], in_memory=True)
+
+    def count(self, *given):
+        return self.windows.count(*given)
+
+    def get(self, *given):
+        batch = self.windows.get(*given)
+        state = State(batch.start, batch.time, self.model.layout, batch.numbers)
+        forcing = State(batch.forcings[0], batch.time, self.model.forcing_layout, batch.numbers)
+        with torch.no_grad():
+            return replace(batch, targets=self.model.step(state, forcing, self.noise).data[None])
+
+
+def test_a_gain_of_small_scales_is_found_again():
+    model, gain = emulator("residual"), (1.3, 1.0, 0.8, 1.1, 0.9)
+    other = model.tuned(residual_gain=(1.5,) * 5)
+    windows = Made(model.tuned(residual_gain=gain), Noise(3))
+    found = sharpened(other, windows, 6, Noise(3), cells=8)
+    assert found.config.residual_gain == pytest.approx(gain, abs=2e-3) and found.network is model.network
+    with pytest.raises(regional.ConfigError, match="no gain between 0.5 and 2 gives siconc the truth's power"):
+        sharpened(model, Made(model.tuned(residual_gain=(1.0, 4.0, 1.0, 1.0, 1.0)), Noise(3)), 6, Noise(3), cells=8)
+    with pytest.raises(regional.ConfigError, match="no square of 16 x 16 cells is without land"):
+        sharpened(model, windows, 6)
+    for wrong in ((1.0,), (1.0, 1.0, 0.0, 1.0, 1.0)):
+        with pytest.raises(regional.ConfigError, match="gain"):
+            model.tuned(residual_gain=wrong)
 
 
 # --- files --------------------------------------------------------------------------------------------
