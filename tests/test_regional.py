@@ -15,7 +15,7 @@ import torch
 from polynya.emulators import diffusion, flow, regional
 from polynya.emulators.free_drift import drift
 from polynya.emulators.regional_loss import diffusion_error, diffusion_loss, increment_loss
-from polynya.emulators.regional_scaling import after, detail, encode, increment, residual
+from polynya.emulators.regional_scaling import after, encode, increment, residual
 from polynya.emulators.state import LayoutError
 from polynya.emulators.uvit import UVIT_L, UVIT_S, UViT, UViTConfig, weight_decay_groups
 
@@ -242,40 +242,6 @@ def test_a_residual_forecast_corrects_the_deterministic_one(residual_model, io):
     with pytest.raises(regional.ConfigError, match="needs mean and scale of the residual"):
         none = replace(c, residual_mean=(), residual_scale=())
         regional.forecast(network, *given, io["noised"], none, first_guess=guess)
-
-
-def test_detail_is_what_a_mean_of_the_surroundings_lacks(residual_model, io):
-    rng = np.random.default_rng(0)
-    x, wet = rng.normal(size=(2, 3, 9, 8)), rng.random((9, 8)) < 0.7
-    for mask in (wet, np.ones_like(wet)):
-        wanted = np.zeros_like(x)
-        for j, i in np.argwhere(mask):
-            near = [
-                (a, b) for a in (j - 1, j, j + 1) for b in (i - 1, i, i + 1) if 0 <= a < 9 and 0 <= b < 8 and mask[a, b]
-            ]
-            weights = [2.0 ** -(abs(a - j) + abs(b - i)) for a, b in near]
-            wanted[..., j, i] = x[..., j, i] - np.average([x[..., a, b] for a, b in near], axis=0, weights=weights)
-        given = torch.from_numpy(mask)[None, None].expand(2, -1, -1, -1)
-        got = detail(torch.from_numpy(x), None if mask.all() else given)
-        np.testing.assert_allclose(got.numpy(), wanted, atol=1e-14)
-    wave = torch.cos(torch.arange(12.0)[:, None] * 0.9 + torch.arange(12.0) * 0.4)[None, None]
-    np.testing.assert_allclose(
-        detail(wave)[0, 0, 1:-1, 1:-1],
-        wave[0, 0, 1:-1, 1:-1] * (1 - np.cos(0.45) ** 2 * np.cos(0.2) ** 2),
-        atol=1e-6,
-    )
-    network, c, guess = residual_model
-    gain = torch.tensor([1.4, 1.0, 0.7, 1.2, 0.9])
-    free = replace(c, lower=(-torch.inf,) * 5, upper=(torch.inf,) * 5)
-    given = network, io["states"], io["forcings"], io["noised"]
-    with torch.no_grad():
-        plain, sharp = (
-            regional.forecast(*given, replace(free, residual_gain=g), first_guess=guess) for g in ((), gain.tolist())
-        )
-        told = encode(io["states"][:, 0], io["forcings"], c)
-        z = residual(io["states"][:, 0], plain, guess(told, torch.zeros(2, 3)), c)
-    scale = torch.tensor(c.residual_scale)[:, None, None]
-    close(sharp, plain + scale * (gain[:, None, None] - 1) * detail(z))
 
 
 def test_a_sample_alone_is_the_same_to_the_bit(networks, io):
