@@ -104,7 +104,7 @@ def test_members_from_the_hessian_and_from_perturbed_observations_have_the_poste
     exact = M @ exact @ M.T
     spreads: dict[str, list[float]] = {"hessian": [], "perturbed": []}
     mean = after(En4DVar(EVERYWHERE, minimiser=EXACTLY, members=ETKF()), model, begin, given)[-1].data.mean(0)
-    for seed in range(30):
+    for seed in range(12):
         for name, members in (("hessian", FromHessian(12, Noise(seed))), ("perturbed", Noise(seed))):
             found = after(En4DVar(EVERYWHERE, minimiser=EXACTLY, members=members), model, begin, given)[-1]
             spreads[name].append(float(found.data.var(0).sum()))
