@@ -19,7 +19,7 @@ from .windows import Place, Windows
 _AT_ONCE = 16  # forecasts
 _DAMPED = 0.6  # power grows with the first to second power of a gain
 
-__all__ = ["residual_constants", "sharpened", "unbiased"]
+__all__ = ["fine_power", "residual_constants", "sharpened", "unbiased"]
 
 
 def residual_constants(
@@ -84,8 +84,7 @@ def sharpened(
         noise: of the forecasts, for members numbered as windows; `Noise(0)` if not given.
         steps: of a forecast; powers are means over its second half.
         rounds: how often all of them are made. What a first one lacks a second one lacks half of.
-        cells: width of the squares without land whose spectra are averaged (Welch 1967, doi:10.1109/TAU.1967.1161901);
-            a quarter of it apart. Small scales are the upper third of wavenumbers.
+        cells: of `fine_power`.
 
     Returns:
         The emulator with `residual_gain`; powers are added up in float64. It may change the mean error, by bounds:
@@ -95,15 +94,12 @@ def sharpened(
     less than 1/2 or more than 2.
     """
     wet, names = _of_residual(emulator).layout.mask[0], emulator.layout.names
-    kept = _squares(wet, cells).all(-1).all(-1)
-    if not bool(kept.any()):
-        raise ConfigError(f"no square of {cells} x {cells} cells is without land; choose fewer cells")
     gain = np.array(emulator.config.residual_gain or (1.0,) * len(names))
     for _ in range(rounds):
         found, wanted = np.zeros((2, len(names)))
         for state, target in _forecasts(emulator, windows, count, steps, noise):
-            found += _fine_power(state, kept, cells)
-            wanted += _fine_power(target, kept, cells)
+            found += fine_power(state, wet, cells) * len(state)
+            wanted += fine_power(target, wet, cells) * len(state)
         gain = gain * (found / wanted) ** -_DAMPED
         if not ((gain >= 0.5) & (gain <= 2.0)).all():
             told = ", ".join(f"{n} {f / w:.3g}" for n, f, w in zip(names, found, wanted, strict=True))
@@ -139,6 +135,31 @@ def unbiased(emulator: Regional, windows: Windows, count: int = 1024, noise: Dra
     return emulator.tuned(residual_mean=_numbers(mean))
 
 
+def fine_power(maps: Tensor, wet: Tensor, cells: int = 16) -> NDArray[np.float64]:
+    """Power at the smallest scales: the upper third of wavenumbers up to that of Nyquist, in all directions.
+
+    Args:
+        maps: (map, state, y, x).
+        wet: where the ocean is, bool (y, x).
+        cells: width of the squares without land whose spectra are averaged, with their mean removed and a Hann window
+            (Welch 1967, doi:10.1109/TAU.1967.1161901); a quarter of it apart.
+
+    Returns:
+        Power (state,), the square of the maps' units times some constant, mean over maps, in float64.
+
+    Raises ConfigError if there is no such square.
+    """
+    kept = _squares(wet, cells).all(-1).all(-1)
+    if not bool(kept.any()):
+        raise ConfigError(f"no square of {cells} x {cells} cells is without land; choose fewer cells")
+    taper = torch.hann_window(cells + 2, periodic=False, dtype=torch.float64, device=maps.device)[1:-1]
+    x = _squares(maps, cells)[:, :, kept.to(maps.device)].double()
+    power = torch.fft.fft2((x - x.mean((-2, -1), keepdim=True)) * taper * taper[:, None]).abs().square()
+    k = torch.fft.fftfreq(cells, 0.5, dtype=torch.float64, device=maps.device)  # 1 is Nyquist's
+    ring = torch.hypot(k, k[:, None])
+    return np.asarray(power[..., (ring > 2 / 3) & (ring <= 1)].sum(-1).mean((0, 2)).cpu())
+
+
 def _of_residual(emulator: Regional) -> Regional:
     if emulator.kind != "residual":
         raise ConfigError(f"wanted a residual model, which has constants of its own, got a {emulator.kind} one")
@@ -165,16 +186,6 @@ def _squares(maps: Tensor, cells: int) -> Tensor:
     """Overlapping squares of maps, (..., y, x) to (..., row, column, cell, cell)."""
     apart = max(cells // 4, 1)
     return maps.unfold(-2, cells, apart).unfold(-2, cells, apart)
-
-
-def _fine_power(maps: Tensor, kept: Tensor, cells: int) -> NDArray[np.float64]:
-    """Power in the upper third of wavenumbers of each state, added up over maps (map, state, y, x) and squares."""
-    taper = torch.hann_window(cells + 2, periodic=False, dtype=torch.float64, device=maps.device)[1:-1]
-    x = _squares(maps, cells)[:, :, kept.to(maps.device)].double()
-    power = torch.fft.fft2((x - x.mean((-2, -1), keepdim=True)) * taper * taper[:, None]).abs().square()
-    k = torch.fft.fftfreq(cells, 2 / cells, dtype=torch.float64, device=maps.device)  # Nyquist's is 1
-    ring = torch.hypot(k, k[:, None])
-    return np.asarray(power[..., (ring > 2 / 3) & (ring <= 1)].sum((0, 2, 3)).cpu())
 
 
 def _spread(windows: Windows, count: int, steps: int = 1) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from small_regional import batch_of, emulator
 
 from polynya.emulators import regional
+from polynya.emulators.regional_constants import fine_power
 from polynya.emulators.regional_scaling import detail, encode, residual
 
 
@@ -31,6 +32,25 @@ def test_detail_of_a_wave_is_less_of_it():
     wave = torch.cos(a * torch.arange(12.0)[:, None] + b * torch.arange(12.0)).double()[None, None]
     kept = 1 - math.cos(a / 2) ** 2 * math.cos(b / 2) ** 2
     torch.testing.assert_close(detail(wave)[..., 1:-1, 1:-1], kept * wave[..., 1:-1, 1:-1], atol=1e-6, rtol=0)
+
+
+def test_power_at_the_smallest_scales_is_that_of_the_upper_third_of_rings():
+    wet = torch.ones(16, 24, dtype=torch.bool)
+    wet[3, 0] = False  # of three squares the last two are left
+    maps = torch.randn(3, 2, 16, 24, generator=torch.Generator().manual_seed(1))
+    n, wanted = np.arange(16), np.zeros(2)
+    waves = np.exp(-2j * np.pi * np.outer(n, n) / 16)
+    taper = np.outer(window := np.sin(np.pi * (n + 1) / 17) ** 2, window)
+    number = np.minimum(n, 16 - n)
+    rings = (np.hypot(*np.meshgrid(number, number)) > 16 / 3) & (np.hypot(*np.meshgrid(number, number)) <= 8)
+    for square in (maps[..., 4:20], maps[..., 8:]):
+        x = square.double().numpy()
+        modes = waves @ ((x - x.mean((-2, -1), keepdims=True)) * taper) @ waves
+        wanted += (np.abs(modes) ** 2)[..., rings].sum(-1).mean(0) / 2
+    np.testing.assert_allclose(fine_power(maps, wet), wanted, rtol=1e-10)
+    longest = torch.cos(2 * math.pi * torch.arange(1, 9)[:, None] / 16 * torch.arange(24.0))[None, :, None]
+    power = fine_power(longest.expand(1, 8, 16, 24), wet)
+    assert (power[:4] < 1e-2 * power[6]).all() and (power[5:7] > 0.8 * power[6]).all()  # the fifth leaks in
 
 
 def test_a_gain_multiplies_the_detail_of_the_residual():
