@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import xarray as xr
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .checkpoint import CheckpointError, downloaded, sha256_of
@@ -49,7 +49,8 @@ def export(
     tensors = halved(tensors) if half else tensors
     header |= {"polynya": version("polynya"), "provenance": provenance}
     part = Path(f"{path}.part")  # an interrupted export leaves the file before it
-    save_file(tensors, part, metadata={"polynya": json.dumps(header)})
+    # save_file leaves a file that only its owner can read; emulators are for sharing.
+    part.write_bytes(save(tensors, metadata={"polynya": json.dumps(header)}))
     return part.replace(path)
 
 

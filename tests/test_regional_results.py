@@ -143,6 +143,8 @@ def test_a_gain_that_cannot_be_is_refused():
 def test_an_exported_emulator_needs_nothing_else(kind, tmp_path):
     model = emulator(kind)
     path = export(model, tmp_path / "e.safetensors", data="toy")
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode  # as readable as any other file
     again = load(path)
     assert isinstance(again, regional.Regional) and again.kind == kind and again.config == model.config
     assert again.dt == model.dt and again.layout.fields == model.layout.fields

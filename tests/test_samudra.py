@@ -225,11 +225,12 @@ def test_an_interrupted_export_leaves_the_file_before_it(tmp_path: Path, monkeyp
     path = export(network_emulator(), tmp_path / "e.safetensors")
     before = path.read_bytes()
 
-    def dies(tensors: object, file: Path, metadata: object) -> None:
-        Path(file).write_bytes(b"half")
+    def dies(file: Path, data: bytes) -> None:
+        with file.open("wb") as opened:
+            opened.write(data[: len(data) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr("polynya.emulators.weights.save_file", dies)
+    monkeypatch.setattr(Path, "write_bytes", dies)
     with pytest.raises(OSError, match="disk full"):
         export(network_emulator(), path)
     assert path.read_bytes() == before
