@@ -124,7 +124,7 @@ class Bench:
     def small_squares(self) -> list[dict[str, slice]]:
         """All squares without land that are half as wide as the largest, a quarter of their width apart."""
         wet, n = self.generative.layout.mask[0].numpy(), (self.square["y"].stop - self.square["y"].start) // 2
-        ny, nx = (range(0, size - n + 1, n // 4) for size in wet.shape)
+        ny, nx = (range(0, size - n + 1, max(n // 4, 1)) for size in wet.shape)
         places = [{"y": slice(j, j + n), "x": slice(i, i + n)} for j in ny for i in nx]
         return [p for p in places if wet[p["y"], p["x"]].all()]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import track
 from torch import Tensor
 
 from .gensim_files import ConfigError
@@ -70,6 +71,7 @@ def sharpened(
     steps: int = 20,
     rounds: int = 4,
     cells: int = 16,
+    progress: bool = False,
 ) -> Regional:
     """A residual model whose forecasts have, on average, as much power at the smallest scales as its training.
 
@@ -85,6 +87,7 @@ def sharpened(
         steps: of a forecast; powers are means over its second half.
         rounds: how often all of them are made. What a first one lacks a second one lacks half of.
         cells: of `fine_power`.
+        progress: show a bar for every round.
 
     Returns:
         The emulator with `residual_gain`; powers are added up in float64. It may change the mean error, by bounds:
@@ -97,7 +100,7 @@ def sharpened(
     gain = np.array(emulator.config.residual_gain or (1.0,) * len(names))
     for _ in range(rounds):
         found, wanted = np.zeros((2, len(names)))
-        for state, target in _forecasts(emulator, windows, count, steps, noise):
+        for state, target in _forecasts(emulator, windows, count, steps, noise, progress):
             found += fine_power(state, wet, cells) * len(state)
             wanted += fine_power(target, wet, cells) * len(state)
         gain = gain * (found / wanted) ** -_DAMPED
@@ -111,7 +114,14 @@ def sharpened(
     return emulator
 
 
-def unbiased(emulator: Regional, windows: Windows, count: int = 1024, noise: Draws | None = None) -> Regional:
+def unbiased(
+    emulator: Regional,
+    windows: Windows,
+    count: int = 1024,
+    noise: Draws | None = None,
+    *,
+    progress: bool = False,
+) -> Regional:
     """A residual model whose steps are wrong by nothing on average over its training.
 
     A mean of thickness that network and sampler miss by a hundredth of a residual's 5 cm is 0.4 m of ice after a year
@@ -122,6 +132,7 @@ def unbiased(emulator: Regional, windows: Windows, count: int = 1024, noise: Dra
         windows: of training.
         count: of windows, spread evenly; all of them if there are fewer.
         noise: of the steps, for members numbered as windows; `Noise(0)` if not given.
+        progress: show a bar.
 
     Returns:
         The emulator with `residual_mean` less the mean error, over ocean cells, added up in float64.
@@ -129,7 +140,7 @@ def unbiased(emulator: Regional, windows: Windows, count: int = 1024, noise: Dra
     Raises ConfigError for an emulator that is not of the residual.
     """
     errors, wet = [], _of_residual(emulator).layout.mask[0]
-    for state, target in _forecasts(emulator, windows, count, 1, noise):
+    for state, target in _forecasts(emulator, windows, count, 1, noise, progress):
         errors.append((state - target).cpu()[..., wet].double().mean(-1))
     mean = torch.tensor(emulator.config.residual_mean, dtype=torch.float64) - torch.cat(errors).mean(0)
     return emulator.tuned(residual_mean=_numbers(mean))
@@ -167,11 +178,12 @@ def _of_residual(emulator: Regional) -> Regional:
 
 
 def _forecasts(
-    emulator: Regional, windows: Windows, count: int, steps: int, noise: Draws | None
+    emulator: Regional, windows: Windows, count: int, steps: int, noise: Draws | None, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Forecasts from windows spread evenly and their truth (window, state, y, x), of each step of the second half."""
     device, numbers = next(emulator.network.parameters()).device, _spread(windows, count, steps)
-    for first in range(0, len(numbers), _AT_ONCE):
+    starts = range(0, len(numbers), _AT_ONCE)
+    for first in track(starts, description="forecasts", disable=not progress):
         batch = windows.batch([Place(k) for k in numbers[first : first + _AT_ONCE]], steps, 1).to(device)
         state = State(batch.start, batch.time, emulator.layout, batch.numbers)
         for k in range(steps):

@@ -177,8 +177,9 @@ def main() -> None:
         if kind == "residual":
             others = excursions(emulator, training, given.work)
             emulator = trained(emulator, kind, f"{kind}, with excursions", others)
-            emulator = sharpened(emulator.tuned(replace(FAST, one_at_a_time=False)), windows_of(emulator, [training]))
-            emulator = unbiased(emulator, windows_of(emulator, [training, *others]))
+            emulator = emulator.tuned(replace(FAST, one_at_a_time=False))
+            emulator = sharpened(emulator, windows_of(emulator, [training]), progress=True)
+            emulator = unbiased(emulator, windows_of(emulator, [training, *others]), progress=True)
         command = f"python examples/train_ice.py --updates {given.updates}"
         export(emulator, given.out / f"{FILES[kind]}.safetensors", command=command, half=True, beside=beside)
 

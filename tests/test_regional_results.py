@@ -74,7 +74,7 @@ def test_constants_of_the_residual():
         residual_constants(emulator("diffusion"), windows)
 
 
-def test_an_unbiased_residual_model_errs_by_nothing_on_average():
+def test_an_unbiased_residual_model_errs_by_nothing_on_average(capsys):
     model = emulator("residual")
     windows = windows_of(model, [truth()], in_memory=True)
 
@@ -86,7 +86,8 @@ def test_an_unbiased_residual_model_errs_by_nothing_on_average():
             later = model.step(state, forcing, Noise(2)).data
         return (later - batch.targets[0])[..., model.layout.mask[0]].mean((0, 2))
 
-    found = unbiased(model, windows, 6, Noise(2))
+    found = unbiased(model, windows, 6, Noise(2), progress=True)
+    assert "forecasts" in capsys.readouterr().out
     before, after = error(model), error(found)
     assert (after.abs() < 0.05 * before.abs()).all(), (before, after)
     assert found.network is model.network and found.config.residual_scale == model.config.residual_scale
